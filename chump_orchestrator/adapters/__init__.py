@@ -1,0 +1,1 @@
+"""The world: one file for each outside system; none knows another."""

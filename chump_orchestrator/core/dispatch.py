@@ -1,0 +1,163 @@
+"""One attempt to ship one gap, ready to carry out: names, depth, deadlines (behaviour D, P1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from chump_orchestrator.core.gap import Effort, Gap, plain
+from chump_orchestrator.core.routing import Route
+
+DISPATCH_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+"""What a dispatch id looks like; claim scripts use it as a file name (behaviour D4)."""
+
+SLUG_IN_ID = 40
+"""Characters of the gap's slug that are kept in a dispatch id, to leave room for the rest."""
+
+DEFAULT_SOFT = {
+    Effort.XS: timedelta(minutes=20),
+    Effort.S: timedelta(minutes=20),
+    Effort.M: timedelta(minutes=60),
+    Effort.L: timedelta(minutes=180),
+    Effort.XL: timedelta(minutes=360),
+    Effort.UNKNOWN: timedelta(minutes=60),
+}
+"""Soft deadlines by effort (behaviour P1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long an attempt may take, in active time of its agent, suspended time left out.
+
+    From `soft` on it is overdue; at `hard` its agent is stopped, or as late as `last` while the
+    forge does not answer. `grace` is what the agent has between the first signal and KILL.
+    `silent` is how long it may write nothing before that is worth a notice.
+    """
+
+    soft: timedelta
+    grace: timedelta = timedelta(seconds=30)
+    silent: timedelta = timedelta(minutes=5)
+    pull: timedelta = timedelta(hours=24)
+    ci_grace: timedelta = timedelta(minutes=30)
+    look_interval: timedelta = timedelta(seconds=30)
+
+    @property
+    def hard(self) -> timedelta:
+        """Twice the soft deadline (behaviour P2)."""
+        return 2 * self.soft
+
+    @property
+    def last(self) -> timedelta:
+        """Three times the soft deadline, for a silent forge (behaviour P3)."""
+        return 3 * self.soft
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePolicy:
+    """The operator's deadlines; the soft ones by effort."""
+
+    soft: Mapping[Effort, timedelta] = field(default_factory=lambda: dict(DEFAULT_SOFT))
+    grace: timedelta = timedelta(seconds=30)
+    silent: timedelta = timedelta(minutes=5)
+    pull: timedelta = timedelta(hours=24)
+    ci_grace: timedelta = timedelta(minutes=30)
+    look_interval: timedelta = timedelta(seconds=30)
+
+    def of(self, gap: Gap) -> Deadlines:
+        """Return the deadlines of `gap`; its own `deadline` outranks its effort's."""
+        return Deadlines(
+            soft=gap.deadline or self.soft[gap.effort],
+            grace=self.grace,
+            silent=self.silent,
+            pull=self.pull,
+            ci_grace=self.ci_grace,
+            look_interval=self.look_interval,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Branch and folder of an attempt; the folder lies directly under the worktrees' base."""
+
+    branch: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A worktree that is ready: where it lies, its branch, and the commit it began from."""
+
+    path: str
+    branch: str
+    base: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """One attempt to ship one gap.
+
+    `attempt` counts this gap's dispatches from 1. It holds no path of one machine: where its
+    worktree lies is known to whoever runs it.
+    """
+
+    id: str
+    gap: Gap
+    attempt: int
+    route: Route
+    deadlines: Deadlines
+    names: Names
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a backend wants to have started; nothing of it is resolved yet.
+
+    `programs` are candidates, the first that can be executed counts: absolute, or relative to
+    the worktree when it contains a `/`, or looked up on the agent's PATH. With `expand`, the
+    arguments' `{worktree}`, `{branch}` and `{prompt_file}` are filled in by the launcher. `env`
+    is set for the agent, `pass_env` names what else may come from the daemon's environment
+    (patterns with `*`). `stop_signals` are sent first to last as the grace runs out.
+    """
+
+    programs: tuple[str, ...]
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    pass_env: tuple[str, ...] = ()
+    stop_signals: tuple[str, ...] = ("INT", "TERM")
+    expand: bool = False
+    brief_on_stdin: bool = True
+
+
+def dispatch_id(gap: Gap, moment: datetime, suffix: str) -> str:
+    """Return the id of a new dispatch: the gap's slug, the UTC second, and a random suffix."""
+    return f"{gap.slug[:SLUG_IN_ID].rstrip('-')}-{moment:%y%m%d%H%M%S}-{suffix}"
+
+
+def names(gap: Gap, taken: Collection[str], *, prefix: str) -> Names:
+    """Return the names of a new attempt: the smallest number that is free (behaviour D1).
+
+    `taken` holds what is in the way: branches (with their prefix), and folders.
+    """
+    number = 1
+    while True:
+        folder = gap.slug if number == 1 else f"{gap.slug}-r{number}"
+        if folder not in taken and prefix + folder not in taken:
+            return Names(prefix + folder, folder)
+        number += 1
+
+
+def depth_objection(depth: str | None) -> str | None:
+    """Say why an orchestrator with this `CHUMP_DISPATCH_DEPTH` must not dispatch, or `None`.
+
+    An agent that starts an orchestrator would multiply agents without end (behaviour D6).
+    """
+    shown = plain(depth or "").strip()
+    if shown in ("", "0"):
+        return None
+    return (
+        f"CHUMP_DISPATCH_DEPTH is {shown!r}: this process was itself dispatched by an"
+        " orchestrator and must not dispatch further; unset the variable if that is not so"
+    )

@@ -1,0 +1,15 @@
+"""The three errors that cross a boundary. Everything else is a value, or a bug."""
+
+from __future__ import annotations
+
+
+class ConfigError(Exception):
+    """What the operator wrote cannot be used; the message says where and what would be valid."""
+
+
+class Unavailable(Exception):
+    """The world did not answer, or not in time. Asking again may help."""
+
+
+class Refused(Exception):
+    """The world answered no. Asking again will not help."""

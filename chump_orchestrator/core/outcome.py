@@ -1,0 +1,288 @@
+"""Observation in, verdict out: what to do about a dispatch (behaviour P1 to P5, O1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.dispatch import Deadlines
+
+SECOND_LOOK = timedelta(seconds=30)
+"""At most this lies between the two looks that prove that no request was opened (P4)."""
+
+EXTENSION_LEAD = timedelta(seconds=20)
+"""So long before the hard deadline the shim is told of the last one, so that a forge that is
+silent just then stops nobody; a quarter of the soft deadline where that is shorter."""
+
+
+class OutcomeKind(StrEnum):
+    """How a dispatch ended; the strings are stable (behaviour O1)."""
+
+    SHIPPED = "shipped"
+    CI_FAILED = "ci_failed"
+    STALLED = "stalled"
+    KILLED = "killed"
+    RACE_ABANDONED = "race_abandoned"
+    SPAWN_FAILED = "spawn_failed"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+    @property
+    def outcome_class(self) -> str:
+        """`success`, `failure`, or `cancelled`, which counts as neither."""
+        if self in (OutcomeKind.SHIPPED, OutcomeKind.RACE_ABANDONED):
+            return "success"
+        return "cancelled" if self is OutcomeKind.CANCELLED else "failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a dispatch ended.
+
+    `cause` is `None` for what is no failure, and where nothing is known but what the agent's
+    last words may tell (see `causes.cause_of`). `reason` is for people: `exit code 7`.
+    """
+
+    kind: OutcomeKind
+    reason: str = ""
+    cause: Cause | None = None
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it counts as a failure (behaviour O1)."""
+        return self.kind.outcome_class == "failure"
+
+
+class PullState(StrEnum):
+    """What a forge says of a branch's pull request."""
+
+    NONE = "none"
+    OPEN = "open"
+    MERGED = "merged"
+    CLOSED = "closed"
+
+
+class Checks(StrEnum):
+    """The required checks of an open request, taken together."""
+
+    NONE = "none"
+    PENDING = "pending"
+    PASSING = "passing"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """What the forge last said about a branch.
+
+    `asked_at` is the moment, in UTC, before which the question was put: whatever happened up to
+    it is in the answer. `head` is the commit at the request's tip, or empty.
+    """
+
+    branch: str
+    state: PullState
+    asked_at: datetime
+    number: int | None = None
+    checks: Checks = Checks.NONE
+    head: str = ""
+    url: str = ""
+
+
+class StopReason(StrEnum):
+    """Why an agent was stopped by us, as the shim writes it down."""
+
+    DEADLINE = "deadline"
+    OPERATOR = "operator"
+    TEARDOWN = "teardown"
+    HOST = "host"
+    PULL_OVERTIME = "pull-overtime"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an agent's process ended.
+
+    Exactly one of `code` and `signal` is set, or `spawn_error` when it never ran. `stopped_by`
+    is empty when it ended by itself.
+    """
+
+    code: int | None = None
+    signal: int | None = None
+    stopped_by: str = ""
+    spawn_error: str = ""
+    lost: str = ""
+    clean: bool = True
+    active: timedelta = timedelta(0)
+    peak_rss_bytes: int = 0
+    cpu: timedelta = timedelta(0)
+
+    @property
+    def in_words(self) -> str:
+        """`exit code N` or `signal N`."""
+        return f"signal {self.signal}" if self.signal is not None else f"exit code {self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What can be seen of a dispatch at one moment.
+
+    `active` is the agent's active time so far, or in all once it has ended; `since_exit` the
+    time since then. `pull` is the last answer of the forge, of whatever age, `None` when there
+    was none. `looked` is how long before now that answer's question was put. `pull_opened` and
+    `checks_failed` are how long ago the request, or failing checks, were first seen;
+    `pull_seen_active` is the agent's active time when the request's present state was first
+    seen. `quiet_looks` and `quiet_span` count the looks after the exit that found no request,
+    and the time from the first to the last of them.
+    """
+
+    active: timedelta
+    exit: Exit | None = None
+    since_exit: timedelta = timedelta(0)
+    pull: PullRequest | None = None
+    looked: timedelta | None = None
+    pull_opened: timedelta = timedelta(0)
+    pull_seen_active: timedelta = timedelta(0)
+    checks_failed: timedelta | None = None
+    quiet_looks: int = 0
+    quiet_span: timedelta = timedelta(0)
+    stop_asked: StopReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to decide yet.
+
+    `recheck` is after how much time to judge again even if nothing happens, `None` for only
+    when something happens. `hard` is the agent's active time at which its shim should stop it.
+    `look` asks for the forge's word now.
+    """
+
+    overdue: bool = False
+    recheck: timedelta | None = None
+    hard: timedelta | None = None
+    look: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop the agent, then judge again."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The dispatch is over."""
+
+    outcome: Outcome
+
+
+Verdict = Wait | Stop | Settle
+
+
+def judge(seen: Observation, deadlines: Deadlines) -> Verdict:
+    """Decide what to do about a dispatch, given what can be seen of it.
+
+    A merged pull request settles it whatever the exit code says. An open one stops the clock:
+    from then on the merge queue and people own the timeline (behaviour P4). Nothing is settled,
+    and nobody stopped before three soft deadlines, on a forge that has not answered (P3).
+    """
+    if seen.exit is None:
+        return _while_running(seen, deadlines)
+    return _after_exit(seen, seen.exit, deadlines)
+
+
+def _while_running(seen: Observation, deadlines: Deadlines) -> Verdict:
+    if seen.stop_asked is not None:
+        return Stop(seen.stop_asked)
+    state = seen.pull.state if seen.pull is not None else PullState.NONE
+    if state in (PullState.OPEN, PullState.MERGED):
+        # The request is what was asked for. The agent may finish what it is at.
+        end = max(deadlines.hard, seen.pull_seen_active + deadlines.soft)
+        if state is PullState.MERGED:
+            end = seen.pull_seen_active + min(deadlines.soft, 2 * deadlines.grace)
+        if seen.active >= end:
+            return Stop(StopReason.PULL_OVERTIME)
+        return Wait(recheck=end - seen.active, hard=end)
+    lead = min(EXTENSION_LEAD, deadlines.soft / 4)
+    if seen.active < deadlines.soft:
+        return Wait(recheck=deadlines.soft - seen.active)
+    if seen.active < deadlines.hard - lead:
+        return Wait(overdue=True, recheck=deadlines.hard - lead - seen.active)
+    if seen.active < deadlines.hard:
+        return Wait(overdue=True, recheck=deadlines.hard - seen.active, hard=deadlines.last)
+    if seen.active >= deadlines.last:
+        return Stop(StopReason.DEADLINE)
+    past_hard = seen.active - deadlines.hard
+    if seen.looked is not None and seen.looked <= past_hard:
+        return Stop(StopReason.DEADLINE)
+    left = deadlines.last - seen.active
+    return Wait(overdue=True, recheck=left, hard=deadlines.last, look=True)
+
+
+def _after_exit(seen: Observation, ended: Exit, deadlines: Deadlines) -> Verdict:
+    if ended.spawn_error:
+        return Settle(Outcome(OutcomeKind.SPAWN_FAILED, ended.spawn_error, Cause.SPAWN))
+    pull = seen.pull
+    if pull is not None and pull.state is PullState.MERGED:
+        return Settle(Outcome(OutcomeKind.SHIPPED, _numbered(pull, "merged")))
+    fresh = seen.looked is not None and seen.looked <= seen.since_exit
+    if pull is not None and pull.state is PullState.CLOSED and fresh:
+        reason = _numbered(pull, "closed without a merge")
+        return Settle(Outcome(OutcomeKind.CI_FAILED, reason))
+    if pull is not None and pull.state is PullState.OPEN:
+        return _open_request(seen, pull, deadlines)
+    if not fresh or pull is None:
+        left = deadlines.pull - seen.since_exit
+        if left > timedelta(0):
+            return Wait(recheck=left, look=True)
+        reason = f"the forge gave no answer for {deadlines.pull} after the agent had ended"
+        return Settle(Outcome(OutcomeKind.STALLED, reason, Cause.NETWORK))
+    return _without_request(seen, ended, deadlines)
+
+
+def _open_request(seen: Observation, pull: PullRequest, deadlines: Deadlines) -> Verdict:
+    waits = [deadlines.pull - seen.pull_opened]
+    if seen.checks_failed is not None and pull.checks is Checks.FAILING:
+        waits.append(deadlines.ci_grace - seen.checks_failed)
+        if waits[1] <= timedelta(0):
+            reason = _numbered(pull, f"its checks have failed for {deadlines.ci_grace}")
+            return Settle(Outcome(OutcomeKind.CI_FAILED, reason))
+    if waits[0] <= timedelta(0):
+        reason = _numbered(pull, f"open for {deadlines.pull} without a merge")
+        return Settle(Outcome(OutcomeKind.STALLED, reason))
+    return Wait(recheck=min(waits))
+
+
+def _without_request(seen: Observation, ended: Exit, deadlines: Deadlines) -> Verdict:
+    """Settle a dispatch whose agent is gone and that has no request, by a look made since."""
+    if ended.lost:
+        return Settle(Outcome(OutcomeKind.LOST, ended.lost, Cause.LOST))
+    match ended.stopped_by:
+        case "":
+            pass
+        case StopReason.DEADLINE | StopReason.PULL_OVERTIME:
+            reason = f"no pull request after {seen.active}, stopped at the deadline"
+            return Settle(Outcome(OutcomeKind.KILLED, reason, Cause.DEADLINE))
+        case StopReason.HOST:
+            return Settle(Outcome(OutcomeKind.CANCELLED, "stopped with the host"))
+        case StopReason.TEARDOWN:
+            return Settle(Outcome(OutcomeKind.CANCELLED, "stopped with the orchestrator"))
+        case _:
+            return Settle(Outcome(OutcomeKind.CANCELLED, "stopped by an operator"))
+    if ended.code != 0:
+        return Settle(Outcome(OutcomeKind.KILLED, ended.in_words, Cause.EXIT_CODE))
+    apart = min(SECOND_LOOK, deadlines.look_interval)
+    if seen.quiet_looks >= 2 and seen.quiet_span >= apart:  # noqa: PLR2004 - "two" of P4
+        reason = "the agent ended with exit code 0 and left no pull request"
+        return Settle(Outcome(OutcomeKind.STALLED, reason, Cause.NO_PULL))
+    if seen.quiet_looks == 0:
+        return Wait(recheck=apart, look=True)
+    left = apart - seen.quiet_span - (seen.looked or timedelta(0))
+    return Wait(recheck=max(left, timedelta(0)), look=left <= timedelta(0))
+
+
+def _numbered(pull: PullRequest, what: str) -> str:
+    return f"pull request {pull.number} {what}" if pull.number else f"branch {pull.branch} {what}"

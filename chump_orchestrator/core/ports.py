@@ -1,0 +1,347 @@
+"""What the daemon needs from the world, as protocols with few methods; each is a promise.
+
+Every adapter keeps to the errors of `errors`: `Unavailable` when the world did not answer,
+`Refused` when it answered no, `ConfigError` when the operator must change something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from typing import Protocol
+
+from chump_orchestrator.core.backlog import Backlog
+from chump_orchestrator.core.brakes import Fuse, History
+from chump_orchestrator.core.dispatch import Command, Dispatch, Names, Workspace
+from chump_orchestrator.core.gap import Gap
+from chump_orchestrator.core.outcome import Exit, PullRequest, StopReason
+from chump_orchestrator.core.records import (
+    Denied,
+    Lease,
+    Parked,
+    Pause,
+    Progress,
+    Record,
+    Removal,
+    Settlement,
+    Usage,
+    Watch,
+)
+from chump_orchestrator.core.reflection import Reflection
+from chump_orchestrator.core.routing import Route
+
+
+class Clock(Protocol):
+    """Time, handed in so that tests can move it."""
+
+    def now(self) -> datetime:
+        """Return the instant, aware, in UTC. For records only."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that never goes back and stands still in suspend."""
+        ...
+
+
+class BacklogSource(Protocol):
+    """Where work comes from."""
+
+    async def stamp(self) -> str:
+        """Return a text that changes whenever the backlog does; cheap, empty if it is gone."""
+        ...
+
+    async def load(self) -> Backlog:
+        """Read the backlog.
+
+        Raises `Unavailable` when it cannot be read now, and `Refused` when what is there is no
+        backlog, with file, line and column. Never blocks the loop. Safe to cancel.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Who does the work: a command line, and how to read what it prints. Starts nothing."""
+
+    @property
+    def label(self) -> str:
+        """The name in rows and settings."""
+        ...
+
+    def command(self, gap: Gap, route: Route, prompt: str) -> Command:
+        """Return what to start for `gap`. Pure: looks at nothing but its arguments."""
+        ...
+
+    def read(self, line: str) -> Usage | Progress | None:
+        """Read one line of the agent's standard output; `None` for what it does not know."""
+        ...
+
+
+class Prompts(Protocol):
+    """Makes the brief."""
+
+    async def prompt(self, gap: Gap, workspace: Workspace, lessons: tuple[str, ...]) -> str:
+        """Return the brief for `gap`; `Unavailable` when a part of it cannot be read."""
+        ...
+
+
+class Agent(Protocol):
+    """One agent, running or ended, as its shim tells of it.
+
+    Letting go of it, by cancelling `follow`, leaves it running.
+    """
+
+    @property
+    def pid(self) -> int:
+        """Process id of the agent itself."""
+        ...
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, once that is durable and nothing of it lives; `None` before."""
+        ...
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it ended, in UTC."""
+        ...
+
+    def active(self) -> timedelta:
+        """Active time so far, or in all once it has ended."""
+        ...
+
+    def silent(self) -> timedelta:
+        """Time since it last wrote anything."""
+        ...
+
+    def tail(self) -> tuple[str, ...]:
+        """The telling lines of its standard error, oldest first (behaviour T1)."""
+        ...
+
+    def last_words(self) -> str:
+        """The ends of both its streams, for finding causes."""
+        ...
+
+    async def follow(self, on_line: Callable[[str], None]) -> Exit:
+        """Follow its streams until it has ended; return how.
+
+        `on_line` gets each line of standard output, cut at 8 KiB, bytes that are not UTF-8
+        replaced. Returns when the exit is durable, the sweep is over and the shim is gone.
+        Cancelling lets go of the agent, which lives on.
+        """
+        ...
+
+    async def stop(self, reason: StopReason, *, now: bool = False) -> None:
+        """Ask its shim to stop it, by the ladder or, with `now`, by KILL; returns at once.
+
+        Safe to call more than once, and after the end. `Unavailable` if the shim does not answer.
+        """
+        ...
+
+    async def extend(self, hard: timedelta) -> None:
+        """Tell its shim the active time at which to stop it by itself."""
+        ...
+
+
+class Executor(Protocol):
+    """Where agents run."""
+
+    async def launch(
+        self, dispatch: Dispatch, workspace: Workspace, command: Command, prompt: str
+    ) -> Agent:
+        """Start an agent; returns once it is recorded and executing.
+
+        `Refused` when its program cannot be executed, `Unavailable` when this machine cannot
+        start it now. After either, nothing of it is left running. Cancelling waits for the
+        start to finish, then leaves the agent running and recorded.
+        """
+        ...
+
+    async def attach(self, dispatch_id: str) -> Agent | None:
+        """Take up a dispatch that was launched before, running or ended.
+
+        `None` when no agent was ever started for it, and none ever will be. An agent whose shim
+        died comes back ended, its exit `lost`.
+        """
+        ...
+
+    async def known(self) -> tuple[str, ...]:
+        """Return the ids of all dispatches that have left something on disk."""
+        ...
+
+    async def discard(self, dispatch_id: str) -> None:
+        """Delete what a settled dispatch has left on disk."""
+        ...
+
+
+class Pulls(Protocol):
+    """Whether it shipped."""
+
+    async def look(self, watches: Sequence[Watch]) -> Mapping[str, PullRequest]:
+        """Look at all branches with one question; the answer has every branch asked for.
+
+        A branch without a request of ours is there with state `none`. `Unavailable` when the
+        forge's answer cannot be trusted to be one: that is no news, not bad news.
+        """
+        ...
+
+
+class Worktrees(Protocol):
+    """Makes and removes worktrees, one at a time for the whole repository."""
+
+    async def heal(self) -> tuple[str, ...]:
+        """Put aside broken registrations of ours; to be called before any other git command."""
+        ...
+
+    async def refresh(self, *, at_least: datetime | None = None) -> str:
+        """Fetch the base where that is due and return its commit.
+
+        With `at_least`, a fetch older than that is due. `Unavailable` when the base cannot be
+        resolved, or when the last good fetch is too old (behaviour D3).
+        """
+        ...
+
+    async def propose(self, gap: Gap) -> Names:
+        """Return the names of a new attempt, free now (behaviour D1)."""
+        ...
+
+    async def add(self, names: Names, base: str, dispatch_id: str) -> Workspace:
+        """Make a worktree on a new branch; verified, or rolled back and an error raised."""
+        ...
+
+    async def path_of(self, names: Names) -> str:
+        """Return where the worktree with these names lies on this machine, made or not."""
+        ...
+
+    async def remove(self, workspace: Workspace, dispatch_id: str) -> Removal:
+        """Remove a settled dispatch's worktree and branch if nothing can be lost by it.
+
+        Otherwise everything is kept, and a snapshot of it under a salvage ref.
+        """
+        ...
+
+    async def shortage(self) -> str:
+        """Return why there is no room for another worktree, or empty."""
+        ...
+
+
+class Leases(Protocol):
+    """Who holds which gap."""
+
+    async def claim(self, gap: Gap, dispatch_id: str, workspace: Workspace) -> Denied | None:
+        """Claim `gap`; `None` when it is ours. Idempotent for the same dispatch."""
+        ...
+
+    async def renew(self, dispatch_id: str) -> None:
+        """Move the end of our lease on; quiet when there is none."""
+        ...
+
+    async def release(self, dispatch_id: str) -> None:
+        """Take our lease away; quiet when there is none."""
+        ...
+
+    async def live(self) -> tuple[Lease, ...]:
+        """Return every lease that has not ended, ours included."""
+        ...
+
+    async def held_by_us(self) -> tuple[str, ...]:
+        """Return the dispatch ids for which this orchestrator has left a lease."""
+        ...
+
+
+class Ledger(Protocol):
+    """Dispatches and their states, ours alone. What a method returned from is durable."""
+
+    async def add(self, dispatch: Dispatch) -> None:
+        """Record a planned dispatch; `Refused` when its gap has an active one."""
+        ...
+
+    async def update(self, dispatch_id: str, record: Record) -> None:
+        """Store the changed state of a dispatch that is not settled."""
+        ...
+
+    async def settle(self, dispatch_id: str, settlement: Settlement) -> None:
+        """Store the outcome, put its reflection into the outbox, park or free the gap. Once."""
+        ...
+
+    async def tidied(self, dispatch_id: str) -> None:
+        """Store that nothing of the dispatch is left to clean up."""
+        ...
+
+    async def abort(self, dispatch_id: str, reason: str, at: datetime) -> None:
+        """Store that no agent was ever started."""
+        ...
+
+    async def records(self, *, active: bool = False, untidy: bool = False) -> tuple[Record, ...]:
+        """Return dispatches, oldest first; only active ones, or ended ones not yet tidied."""
+        ...
+
+    async def latest(self, limit: int, gap: str = "") -> tuple[Record, ...]:
+        """Return the latest dispatches, newest first, of one gap or of all."""
+        ...
+
+    async def history(self, gap: str) -> History:
+        """Return what is known of a gap's attempts since it was last freed."""
+        ...
+
+    async def attempts(self, gap: str) -> int:
+        """Return how many dispatches the gap has had, ever."""
+        ...
+
+    async def outbox(self) -> tuple[Reflection, ...]:
+        """Return the reflections that are not delivered yet, oldest first."""
+        ...
+
+    async def delivered(self, dispatch_id: str) -> None:
+        """Take a reflection out of the outbox; the dispatch is done."""
+        ...
+
+    async def parked(self) -> tuple[Parked, ...]:
+        """Return the gaps that are parked or in a backoff."""
+        ...
+
+    async def park(self, parked: Parked) -> None:
+        """Park a gap."""
+        ...
+
+    async def free(self, gap: str, at: datetime) -> None:
+        """Free a gap: no longer parked or shipped, and its count of failures begins anew."""
+        ...
+
+    async def shipped(self) -> Mapping[str, date]:
+        """Return the gaps we shipped that have not been opened anew since."""
+        ...
+
+    async def confirm_shipped(self, gaps: Sequence[str]) -> None:
+        """Store that the backlog, too, said done; open there afterwards means opened anew."""
+        ...
+
+    async def confirmed(self) -> frozenset[str]:
+        """Return the shipped gaps that the backlog has confirmed."""
+        ...
+
+    async def pause(self) -> Pause | None:
+        """Return the pause, if there is one."""
+        ...
+
+    async def set_pause(self, pause: Pause | None) -> None:
+        """Pause or, with `None`, resume; lasts over restarts."""
+        ...
+
+    async def fuse(self) -> Fuse:
+        """Return the state of the fuse (behaviour X5)."""
+        ...
+
+    async def set_fuse(self, fuse: Fuse) -> None:
+        """Store the state of the fuse."""
+        ...
+
+
+class Journal(Protocol):
+    """What is kept to learn from, shared with other tools."""
+
+    async def record(self, reflection: Reflection) -> None:
+        """Write the rows of one reflection, at most once however often it is called.
+
+        `Unavailable` when a database cannot be written now.
+        """
+        ...

@@ -1,0 +1,155 @@
+"""The data that crosses the ports: what adapters tell the daemon, and what the ledger keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from chump_orchestrator.core.dispatch import Dispatch, Workspace
+from chump_orchestrator.core.outcome import Exit, Outcome, PullRequest
+from chump_orchestrator.core.reflection import Reflection
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An agent's own word on how far it is; `pull_number` when it names its pull request."""
+
+    pull_number: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an agent reports to have used; `None` where it does not say."""
+
+    cost_usd: float | None = None
+    tokens: int | None = None
+    turns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A branch whose pull request is looked for.
+
+    Only a request created after `since` (UTC, slack included) from a head that descends from a
+    commit of this dispatch, made on top of `base`, is ours (behaviour P6).
+    """
+
+    dispatch: str
+    branch: str
+    base: str
+    since: datetime
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What became of a worktree: gone, or kept, with the reason and the salvage ref, if any."""
+
+    removed: bool
+    reason: str = ""
+    salvage_ref: str = ""
+    pushed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Somebody's claim on a gap."""
+
+    gap: str
+    holder: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A claim that was refused; `until` is when the other's lease ends, if known."""
+
+    reason: str
+    until: datetime | None = None
+
+
+class DispatchState(StrEnum):
+    """Where a dispatch is on its way; the order of effects is in docs/explanation."""
+
+    PLANNED = "planned"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    EXITED = "exited"
+    SETTLED = "settled"
+    DONE = "done"
+    ABORTED = "aborted"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it may still have an agent, or an outcome to come."""
+        return self in (self.PLANNED, self.LAUNCHING, self.RUNNING, self.EXITED)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything the ledger knows of one dispatch."""
+
+    dispatch: Dispatch
+    state: DispatchState
+    workspace: Workspace | None = None
+    pid: int | None = None
+    launched_at: datetime | None = None
+    exit: Exit | None = None
+    exited_at: datetime | None = None
+    pull: PullRequest | None = None
+    pull_since: datetime | None = None
+    pull_since_active: timedelta = timedelta(0)
+    checks_failed_since: datetime | None = None
+    outcome: Outcome | None = None
+    ended_at: datetime | None = None
+    siblings: int | None = None
+    cost_usd: float | None = None
+    tokens: int | None = None
+    tidied: bool = False
+
+    @property
+    def duration(self) -> timedelta | None:
+        """From the launch (else the plan) to the end."""
+        if self.ended_at is None:
+            return None
+        return max(self.ended_at - (self.launched_at or self.dispatch.created_at), timedelta(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """What keeps a gap from being tried again; `until` of `None` means until it is freed."""
+
+    gap: str
+    reason: str
+    fingerprint: str
+    since: datetime
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Dispatching is paused by an operator or by the daemon itself."""
+
+    by: str
+    reason: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What is written in one transaction when a dispatch ends.
+
+    `reflection` of `None` is for dispatches that ended without an agent's outcome worth one;
+    `parked` of `None` frees the gap. `progress` says that something of it was accepted.
+    """
+
+    outcome: Outcome
+    ended_at: datetime
+    reflection: Reflection | None
+    parked: Parked | None
+    progress: bool
+    siblings: int
+    cost_usd: float | None = None
+    tokens: int | None = None

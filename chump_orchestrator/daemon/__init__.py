@@ -1,0 +1,1 @@
+"""How it runs: tasks, cancellation, and the one writer of state."""
