@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,8 +23,6 @@ def a_gap(gap_id: str = "INFRA-1", **fields: Any) -> Gap:
 
 def a_backlog(*gaps: Gap, **fields: Any) -> Backlog:
     """Return a backlog of `gaps`, their order being that of the arguments."""
-    from dataclasses import replace
-
     numbered = (replace(gap, order=order) for order, gap in enumerate(gaps))
     return replace(assemble(numbered), **fields)
 

@@ -3,7 +3,6 @@
 import ast
 import re
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,22 +170,6 @@ def test_nothing_is_mocked() -> None:
     ]
 
     assert found == []
-
-
-def test_the_shim_stands_on_the_standard_library_alone() -> None:
-    tree = ast.parse((PACKAGE / "shim.py").read_text("utf-8"))
-    imported = {
-        name.partition(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or "."]
-        )
-    }
-
-    assert imported - sys.stdlib_module_names == set()
 
 
 def test_only_config_reads_the_environment() -> None:
