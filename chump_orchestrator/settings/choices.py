@@ -1,0 +1,46 @@
+"""The words that some settings choose from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class PickKind(StrEnum):
+    """Whose gaps are picked."""
+
+    USER = "user"
+    SYSTEM = "system"
+    ANY = "any"
+
+
+class PickOrder(StrEnum):
+    """What decides within a priority: effort, then place; or place alone (behaviour K2)."""
+
+    EFFORT = "effort"
+    DECLARED = "declared"
+
+
+class OnSignal(StrEnum):
+    """What SIGTERM means for running agents: stop them, leave them, or wait for them."""
+
+    TEARDOWN = "teardown"
+    DETACH = "detach"
+    DRAIN = "drain"
+
+
+class LogFormat(StrEnum):
+    """How log lines look; `AUTO` goes by where they go."""
+
+    AUTO = "auto"
+    CONSOLE = "console"
+    JSON = "json"
+    JOURNAL = "journal"
+
+
+class LogLevel(StrEnum):
+    """The least important lines that are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"

@@ -1,0 +1,55 @@
+"""Which variables of the environment reach an agent (behaviour D5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+AGENT_VARIABLES = (  # noqa: SIM905 - a line for each would hide the whole
+    "PATH HOME USER LOGNAME SHELL LANG LC_* TZ TERM SSL_CERT_* NODE_EXTRA_CA_CERTS *_PROXY "
+    "*_proxy XDG_* DBUS_SESSION_BUS_ADDRESS SSH_AUTH_SOCK GNUPGHOME CARGO_HOME RUSTUP_HOME "
+    "RUSTUP_TOOLCHAIN JAVA_HOME SDKMAN_DIR GRADLE_USER_HOME MAVEN_HOME ANDROID_HOME "
+    "ANDROID_SDK_ROOT DOTNET_ROOT GOPATH GOROOT NVM_DIR FNM_DIR VOLTA_HOME PNPM_HOME "
+    "BUN_INSTALL DENO_DIR PYENV_ROOT RBENV_ROOT GEM_HOME ASDF_DIR ASDF_DATA_DIR MISE_DATA_DIR"
+).split()
+"""What every agent gets of the orchestrator's environment."""
+
+FORGE_VARIABLES = ("GH_*", "GITHUB_TOKEN", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO")
+"""What an agent gets on top while it ships for itself (behaviour D5)."""
+
+NEVER_PASSED = (  # noqa: SIM905 - a line for each would hide the whole
+    "NOTIFY_SOCKET WATCHDOG_* LISTEN_* MAINPID INVOCATION_ID JOURNAL_STREAM LD_* DYLD_* "
+    "PYTHON* CHUMP_DISPATCH_* CHUMP_SESSION_ID CHUMP_PICKER_* CHUMP_FAULT_INJECT "
+    "CHUMP_CRASH_AT CHUMP_CLAUDE_BIN CHUMP_LOCAL_BIN"
+).split()
+"""What no agent gets: the service manager's, the loader's, and the orchestrator's own."""
+
+
+def passed_complaint(text: str) -> str | None:
+    """Say why `text` cannot say which variables are passed, or `None`."""
+    if not re.fullmatch(r"[A-Za-z_*][A-Za-z0-9_*]*", text, re.ASCII):
+        return "this is no name of a variable"
+    if text.startswith("GIT_") and "*" in text:
+        return "variables of git are passed only one by one"
+    if any(text.startswith(n.rstrip("*")) if n.endswith("*") else text == n for n in NEVER_PASSED):
+        return "this is never passed to an agent"
+    return None
+
+
+def agent_environment(variables: Mapping[str, str], patterns: Iterable[str] = ()) -> dict[str, str]:
+    """Return what an agent gets of `variables` (behaviour D5), before ours is set on top.
+
+    `patterns` are names, or names with `*`, beyond those that every agent gets. Variables of git
+    are passed only when named in full, some of the service manager's and our own never.
+    """
+    wanted = (*AGENT_VARIABLES, *patterns)
+
+    def is_passed(name: str) -> bool:
+        if any(fnmatchcase(name, never) for never in NEVER_PASSED):
+            return False
+        if name.startswith("GIT_"):
+            return name in wanted
+        return any(fnmatchcase(name, pattern) for pattern in wanted)
+
+    return {name: value for name, value in variables.items() if is_passed(name)}
