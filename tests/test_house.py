@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,30 @@ def test_nothing_is_mocked() -> None:
     assert found == []
 
 
+def test_the_shim_stands_on_the_standard_library_and_itself_alone() -> None:
+    modules_of_shim = sorted((PACKAGE / "shim").glob("*.py"))
+    imported = {
+        name
+        for path in modules_of_shim
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "."]
+        )
+    }
+    foreign = {
+        name
+        for name in imported
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not name.startswith("chump_orchestrator.shim")
+    }
+
+    assert modules_of_shim
+    assert foreign == set()
+
+
 def test_only_config_reads_the_environment() -> None:
     readers = {
         name_of(path)
@@ -179,7 +204,7 @@ def test_only_config_reads_the_environment() -> None:
         if {"environ", "environb", "getenv"} & set(_names_in(ast.parse(path.read_text("utf-8"))))
     }
 
-    assert readers - {"chump_orchestrator/config.py", "chump_orchestrator/shim.py"} == set()
+    assert readers - {"chump_orchestrator/config.py"} == set()
 
 
 def test_every_event_has_a_noun_and_a_past_participle() -> None:

@@ -1,0 +1,213 @@
+"""The socket on which a shim is asked: JSON lines in, JSON lines and frames of output out.
+
+Nobody who asks can hold the agent up: nothing here blocks, and what a follower is behind is read
+back from the log. One that is too far behind is carried forward, and sees the gap in the offsets.
+"""
+
+import _socket  # `socket` would bring `selectors` and a dozen enumerations along
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from chump_orchestrator.shim.files import SOCKET
+from chump_orchestrator.shim.logs import StreamLog
+from chump_orchestrator.shim.turns import HUNG_UP, READABLE, WRITABLE, Turns
+
+MAX_REQUEST = 64 * 1024
+MAX_CLIENTS = 64
+FRAME = 64 * 1024
+"""Bytes of output in one frame at most; also all that is kept in memory for a slow follower."""
+
+Answer = Callable[[dict[str, object]], dict[str, object]]
+"""Answers any request but `follow`; `ValueError`, `KeyError` or `TypeError` for a bad one."""
+
+_PEER_CREDENTIALS = (
+    (_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12) if sys.platform == "linux" else (0, 1, 76)
+)
+"""Level, option and size: `struct ucred`, or macOS's `LOCAL_PEERCRED` with its `struct xucred`."""
+
+
+class Control:
+    """The listening socket and those who are connected to it."""
+
+    def __init__(self, turns: Turns, logs: dict[str, StreamLog], answer: Answer) -> None:
+        """Bind and listen in the working directory; `OSError` when that cannot be done.
+
+        The name is relative, since a path to a socket has but 108 bytes (104 on macOS).
+        """
+        self.turns = turns
+        self.logs = logs
+        self.answer = answer
+        self.clients: list[Client] = []
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SOCKET)
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self._socket.bind(SOCKET)
+        self._socket.listen(MAX_CLIENTS)
+        os.set_blocking(self._socket.fileno(), False)
+        turns.watch(self._socket.fileno(), READABLE, self._accept)
+
+    def offer(self, stream: str, offset: int, data: bytes) -> None:
+        """Pass on what was just added to a log, to everybody who follows it."""
+        for client in [client for client in self.clients if client.follows == stream]:
+            client.offer(offset, data)
+
+    def finish(self) -> None:
+        """There will be no more: nobody new is let in, and followers are told where it ends."""
+        self.turns.forget(self._socket.fileno())
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            os.unlink(SOCKET)
+        for client in list(self.clients):
+            client.finish()
+
+    def _accept(self, _events: int) -> None:
+        try:
+            fd, _ = self._socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+        except OSError:  # gone again, or no descriptor left: the agent goes on
+            return
+        connection = _socket.socket(fileno=fd)
+        os.set_blocking(fd, False)
+        if len(self.clients) < MAX_CLIENTS and _is_ours(connection):
+            self.clients.append(Client(self, connection))
+        else:
+            connection.close()
+
+
+class Client:
+    """One connection: reads requests, writes answers, follows at most one stream."""
+
+    def __init__(self, control: Control, connection: _socket.socket) -> None:
+        self.follows: str | None = None
+        self._control = control
+        self._connection = connection
+        self._asked = b""
+        self._out = memoryview(b"")
+        self._offset = 0
+        self._hears = True  # the peer may still ask
+        self._ending = False
+        self._watch()
+
+    def offer(self, offset: int, data: bytes) -> None:
+        """Send new output at once if everything before it has been sent; else it comes later."""
+        if not self._out and offset == self._offset:
+            self._frame(offset, data)
+        else:
+            self._send()
+
+    def finish(self) -> None:
+        """Say where the stream ends once all of it was sent, then close."""
+        self._ending = True
+        self._send()
+
+    def _happened(self, events: int) -> None:
+        if events & READABLE:
+            self._receive()
+        elif events & HUNG_UP:
+            self._close()
+        else:
+            self._send()
+
+    def _receive(self) -> None:
+        try:
+            data = self._connection.recv(MAX_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close()
+            return
+        if not data:  # the peer asks no more, but may still listen
+            self._hears = False
+            self._send()
+            return
+        self._asked += data
+        *lines, self._asked = self._asked.split(b"\n")
+        for line in lines:
+            self._answer(line)
+        if len(self._asked) > MAX_REQUEST:
+            self._asked = b""
+            self._hears = False
+            self._say({"ok": False, "error": f"a request has at most {MAX_REQUEST} bytes"})
+        self._send()
+
+    def _answer(self, line: bytes) -> None:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise TypeError("a request is a JSON object")
+            follows = request.get("op") == "follow"
+            self._say(self._follow(request) if follows else self._control.answer(request))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._say({"ok": False, "error": f"{type(error).__name__}: {error}"})
+
+    def _follow(self, request: dict[str, object]) -> dict[str, object]:
+        stream, offset = request["stream"], request["offset"]
+        if not isinstance(stream, str) or stream not in self._control.logs:
+            raise ValueError(f"no such stream: {stream!r}")
+        if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+            raise ValueError(f"no such offset: {offset!r}")
+        log = self._control.logs[stream]
+        self._offset, _ = log.read(min(offset, log.end), 0)
+        self.follows = stream
+        return {"ok": True, "offset": self._offset}
+
+    def _say(self, answer: dict[str, object]) -> None:
+        self._out = memoryview(bytes(self._out) + json.dumps(answer).encode() + b"\n")
+
+    def _frame(self, offset: int, data: bytes) -> None:
+        header = json.dumps({"offset": offset, "length": len(data)}).encode()
+        self._out = memoryview(b"%b\n%b" % (header, data))
+        self._offset = offset + len(data)
+        self._send()
+
+    def _send(self) -> None:
+        """Send what the peer takes without waiting; one frame of what it is behind at a time."""
+        if not self._out and self.follows is not None:
+            log = self._control.logs[self.follows]
+            if self._offset < log.end:
+                offset, data = log.read(self._offset, FRAME)
+                self._offset = offset
+                if data:
+                    self._frame(offset, data)
+                    return
+            if self._ending:
+                self.follows = None
+                self._say({"end": True, "offset": log.end})
+        try:
+            while self._out:
+                self._out = self._out[self._connection.send(self._out) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._close()
+            return
+        idle = not self._out and self.follows is None
+        if idle and (self._ending or not self._hears):
+            self._close()
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Wait for room if some is needed; for requests only once the last ones were answered."""
+        behind = self.follows is not None and (
+            self._ending or self._offset < self._control.logs[self.follows].end
+        )
+        events = WRITABLE if self._out or behind else READABLE if self._hears else 0
+        self._control.turns.watch(self._connection.fileno(), events, self._happened)
+
+    def _close(self) -> None:
+        if self in self._control.clients:
+            self._control.clients.remove(self)
+        self._control.turns.forget(self._connection.fileno())
+        self._connection.close()
+
+
+def _is_ours(connection: _socket.socket) -> bool:
+    """Whether the peer runs as the user that this shim runs as."""
+    try:
+        credentials = connection.getsockopt(*_PEER_CREDENTIALS)
+    except OSError:
+        return False
+    return int.from_bytes(credentials[4:8], sys.byteorder) == os.geteuid()

@@ -1,0 +1,69 @@
+"""The files of one dispatch: how they are named, written and read.
+
+The shim's working directory is the dispatch's directory, so names are relative. A reader sees a
+file whole or not at all, also after a power failure.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+
+PROTOCOL = 1
+"""The version `v` that every JSON file carries."""
+
+SPEC, RUNNING, EXIT = "spec.json", "running.json", "exit.json"
+LOCK, TOMBSTONE, SOCKET = "lock", "tombstone", "ctl.sock"
+
+
+class Leave(Exception):
+    """Nothing is to be started: another has this dispatch, or nobody may. The text says why."""
+
+
+def take_lock() -> int:
+    """Lock this dispatch for the life of the process; the descriptor, which must stay open.
+
+    Raises `Leave` when another process has it, or when the dispatch is over or was given up.
+    """
+    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Leave("the lock is held by another process") from None
+    for name in (TOMBSTONE, RUNNING, EXIT):
+        if os.path.lexists(name):
+            raise Leave(f"{name} exists")
+    return lock
+
+
+def write_durably(name: str, content: dict[str, object]) -> None:
+    """Write a JSON file so that it is there, whole, once this returns; `OSError` if not."""
+    data = json.dumps({"v": PROTOCOL, **content}).encode() + b"\n"
+    temporary = f"{name}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, name)
+    directory = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def slurp(path: str) -> bytes:
+    """The whole of a small file; empty when it cannot be read (its process has gone, say)."""
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+        return file.readall()
+    return b""
+
+
+def stamp() -> str:
+    """Now by the wall clock: `2026-04-27T12:00:00.000Z`. For people, never for deadlines."""
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"

@@ -1,0 +1,109 @@
+"""An agent and everything that it started: signalled, swept and counted as one."""
+
+import contextlib
+import os
+import signal
+import sys
+
+if sys.platform == "linux":
+    from chump_orchestrator.shim import linux as host
+else:
+    from chump_orchestrator.shim import macos as host
+
+
+class Tree:
+    """The processes of one dispatch.
+
+    `swept` were alive after the agent had ended, `peak_rss_bytes` is that of the largest process,
+    `cpu_s` the time of all that were reaped.
+    """
+
+    def __init__(self, agent: int, dispatch: str) -> None:
+        self.agent = agent
+        self.swept: set[int] = set()
+        self.peak_rss_bytes = 0
+        self.cpu_s = 0.0
+        self._dispatch = dispatch
+        self._asked: set[int] = set()
+        self._killed: set[int] = set()
+
+    def has_agent_ended(self) -> bool:
+        """Whether the agent is over. It stays a zombie, so its pid cannot become another's."""
+        return host.has_ended(self.agent)
+
+    def living(self) -> set[int]:
+        """Whatever is alive of it."""
+        return set(host.living(self.agent, self._dispatch))
+
+    def ask_agent(self, number: signal.Signals) -> None:
+        """Signal the agent alone: what it started may be ended by it in good order."""
+        _signal(self.agent, number)
+
+    def ask_all(self, number: signal.Signals) -> None:
+        """Signal everything that is alive."""
+        for pid in self.living():
+            self._asked.add(pid)
+            _signal(pid, number)
+
+    def kill_all(self) -> None:
+        """Kill everything that is alive."""
+        self._killed |= host.kill_all(self.agent, self._dispatch)
+
+    def sweep(self, *, kill: bool) -> bool:
+        """Ask each process that the agent left to end, once, or kill it; whether none was left."""
+        living = self.living()
+        # What was killed together with the agent may be a moment behind it: no leftover.
+        self.swept |= living - self._killed
+        if kill:
+            self.kill_all()
+        else:
+            for pid in living - self._asked:
+                _signal(pid, signal.SIGTERM)
+            self._asked |= living
+        return not living
+
+    def bury_orphans(self) -> None:
+        """Reap what the agent orphaned and has ended since."""
+        for pid in host.adopted(self.agent):
+            self._reap(pid, os.WNOHANG)
+
+    def bury_agent(self) -> int | None:
+        """Reap the agent at the very end: its exit code, or minus the signal that ended it.
+
+        `None` when it cannot be killed and lives on.
+        """
+        return self._reap(self.agent, os.WNOHANG if self.agent in self.living() else 0)
+
+    def _reap(self, pid: int, options: int) -> int | None:
+        with contextlib.suppress(ChildProcessError):
+            reaped, status, usage = os.wait4(pid, options)
+            if reaped:
+                self.cpu_s += usage.ru_utime + usage.ru_stime
+                peak = usage.ru_maxrss * host.MAXRSS_BYTES
+                self.peak_rss_bytes = max(self.peak_rss_bytes, peak)
+                return os.waitstatus_to_exitcode(status)
+        return None
+
+
+def describe(pid: int, shim: int) -> dict[str, object]:
+    """What recovery needs to know about the two processes that it may find again."""
+    return {
+        "shim_pid": shim,
+        "shim_start": host.start_of(shim),
+        "pid": pid,
+        "pgid": pid,
+        "start": host.start_of(pid),
+        "boot_id": host.boot_id(),
+        "cgroup": None,
+    }
+
+
+def adopt_orphans() -> None:
+    """Have every orphan of the agent come to this process, where the system can do that."""
+    host.adopt_orphans()
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """Signal a process, and wake it if it was stopped: it could not act on it otherwise."""
+    host.send(pid, number)
+    host.send(pid, signal.SIGCONT)
