@@ -1,0 +1,336 @@
+"""The journal: reflections and routing outcomes, in two databases that other tools read, too.
+
+Theirs come first: what they made is never renamed, altered or taken away, only added to; locks
+are held for one short transaction (behaviour R1 to R6).
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio.to_thread
+
+from chump_orchestrator.adapters.sqlite import (
+    BUSY_S,
+    SqliteThread,
+    connect,
+    storable,
+    translate,
+)
+from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.gap import Effort, Gap, domain_of, is_gap_id
+from chump_orchestrator.core.outcome import OutcomeKind
+from chump_orchestrator.core.reflection import (
+    PATTERN,
+    Reflection,
+    ReflectionRow,
+    RoutingRow,
+    TargetRow,
+    reflection_row,
+    routing_row,
+    target_row,
+)
+
+REFLECTIONS = "chump_reflections"
+TARGETS = "chump_improvement_targets"
+ROUTING = "routing_outcomes"
+DELIVERED = "chump_orchestrator_delivered"
+"""The table of ids that are written already: ours, in either database."""
+
+LOOKED_THROUGH = 500
+"""So many of the latest failures are looked through for lessons."""
+
+Columns = Mapping[str, str]
+Value = str | float | None
+
+_NUMBER = re.compile("INT|REAL|FLOA|DOUB|NUM|DEC|BOOL", re.IGNORECASE)
+"""In the declared type of a column that holds numbers."""
+
+_ID = "INTEGER PRIMARY KEY AUTOINCREMENT"
+_CREATED_AT = "TEXT NOT NULL DEFAULT (datetime('now'))"
+
+_MEMORY: Mapping[str, Columns] = {
+    REFLECTIONS: {
+        "id": _ID,
+        **dict.fromkeys((column.name for column in fields(ReflectionRow)), "TEXT"),
+        "surprisal_at_reflect": "REAL",
+        "confidence_at_reflect": "REAL",
+        "created_at": _CREATED_AT,
+    },
+    TARGETS: {
+        "id": _ID,
+        "reflection_id": f"INTEGER REFERENCES {REFLECTIONS} (id)",
+        **dict.fromkeys((column.name for column in fields(TargetRow)), "TEXT"),
+        "actioned_as": "TEXT",
+        "created_at": _CREATED_AT,
+    },
+}
+_STATE: Mapping[str, Columns] = {
+    ROUTING: {
+        "id": _ID,
+        **dict.fromkeys((column.name for column in fields(RoutingRow)), "TEXT"),
+        "pr_number": "INTEGER",
+        "duration_s": "INTEGER",
+        "cost_usd": "REAL",
+    },
+}
+"""The tables of behaviour R1 and R5, with the types of their columns."""
+
+_TABLES = {**_MEMORY, **_STATE}
+_GIVEN = {
+    REFLECTIONS: tuple(column.name for column in fields(ReflectionRow)),
+    TARGETS: ("reflection_id", *(column.name for column in fields(TargetRow))),
+    ROUTING: tuple(column.name for column in fields(RoutingRow)),
+}
+"""The columns that we fill, in the order of the values."""
+
+
+class _Book:
+    """One database of the journal: its tables, made fit for our rows, and its writing thread."""
+
+    def __init__(self, path: Path, tables: Mapping[str, Columns], busy_s: float) -> None:
+        self.path = path
+        self._tables = tables
+        self._busy_s = busy_s
+        self._statements: dict[str, str] = {}
+        self.thread = SqliteThread(path, self._connect)
+
+    def insert(self, connection: sqlite3.Connection, table: str, *values: Value) -> int:
+        """Add a row with the values of our columns, in order; return its id."""
+        row = [storable(value) if isinstance(value, str) else value for value in values]
+        return connection.execute(self._statements[table], row).lastrowid or 0
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = connect(self.path, busy_s=self._busy_s)
+        try:
+            if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+                # Nobody's yet. An existing one keeps the mode that its owner has chosen.
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if self._is_wanting(connection):
+                self._complete(connection)
+            self._statements = {table: _insertion(connection, table) for table in self._tables}
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _is_wanting(self, connection: sqlite3.Connection) -> bool:
+        return not _columns(connection, DELIVERED) or any(
+            columns.keys() - _names_in(connection, table) for table, columns in self._tables.items()
+        )
+
+    def _complete(self, connection: sqlite3.Connection) -> None:
+        """Make the tables that are missing, and add the columns that are."""
+        connection.execute("BEGIN IMMEDIATE")
+        for table, columns in self._tables.items():
+            made = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({made})")
+            present = _names_in(connection, table)
+            for name, kind in columns.items():
+                if name not in present:
+                    # A column that is added can have neither key nor a default that changes.
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind.split()[0]}")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {DELIVERED} (dispatch_id TEXT PRIMARY KEY)")
+        connection.execute("COMMIT")
+
+
+class SqliteJournal:
+    """Writes each reflection once to `reflections` and `routing`, two SQLite files.
+
+    Files and folders are made when they are first needed. `busy_s` is how many seconds another
+    program's lock is waited for. An async context manager that closes itself.
+    """
+
+    def __init__(self, *, reflections: Path, routing: Path, busy_s: float = BUSY_S) -> None:
+        self._memory = _Book(reflections, _MEMORY, busy_s)
+        self._state = _Book(routing, _STATE, busy_s)
+        self._busy_s = busy_s
+
+    async def record(self, reflection: Reflection) -> None:
+        """Write the rows of one reflection, at most once however often it is called.
+
+        `Unavailable`, naming the file, when a database cannot be written now. Safe to cancel:
+        each database then has its rows or not, and another call writes what is missing.
+        """
+        remembered = _values(reflection_row(reflection))
+        directed = _values(target_row(reflection))
+        routed = _values(routing_row(reflection))
+
+        def remember(connection: sqlite3.Connection) -> None:
+            if _is_first(connection, reflection.dispatch):
+                parent = self._memory.insert(connection, REFLECTIONS, *remembered)
+                self._memory.insert(connection, TARGETS, parent, *directed)
+
+        def keep_score(connection: sqlite3.Connection) -> None:
+            if _is_first(connection, reflection.dispatch):
+                self._state.insert(connection, ROUTING, *routed)
+
+        await self._memory.thread.run(remember)
+        await self._state.thread.run(keep_score)
+
+    async def lessons(self, gap: Gap, limit: int = 5) -> tuple[str, ...]:
+        """Return at most `limit` sentences on failures that bear on `gap` (behaviour R7).
+
+        The gap's own come first, then those of its domain, those with the cause of one of its
+        own, and those of its effort; within each the latest. `Unavailable` when the database
+        cannot be read now. Safe to cancel.
+        """
+        path = self._memory.path
+        try:
+            failures = await anyio.to_thread.run_sync(
+                _failures_in, path, self._busy_s, abandon_on_cancel=True
+            )
+        except (sqlite3.Error, OSError) as error:
+            raise translate(error, path) from error
+        return _bearing_on(gap, failures, limit)
+
+    async def close(self) -> None:
+        """Finish what was asked for and close both files; safe to call twice."""
+        await self._memory.thread.close()
+        await self._state.thread.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _values(row: ReflectionRow | TargetRow | RoutingRow) -> tuple[Value, ...]:
+    return tuple(getattr(row, column.name) for column in fields(row))
+
+
+def _is_first(connection: sqlite3.Connection, dispatch_id: str) -> bool:
+    """Take note that a dispatch's rows are written; say whether they were not before."""
+    noted = connection.execute(
+        "INSERT OR IGNORE INTO chump_orchestrator_delivered VALUES (?)", (dispatch_id,)
+    )
+    return noted.rowcount == 1
+
+
+def _insertion(connection: sqlite3.Connection, table: str) -> str:
+    """Return the statement that adds a row of ours, as this very table can take it.
+
+    Where it demands a value and we have none, the row gets the table's default or an empty one:
+    a row that lacks something is better than a row that never comes.
+    """
+    told = dict.fromkeys(_GIVEN[table], "?")
+    if "created_at" in _TABLES[table]:
+        told["created_at"] = "datetime('now')"
+    for _, name, kind, is_demanded, default, key in _columns(connection, table):
+        empty = "0" if _NUMBER.search(kind) else "''"
+        if not is_demanded or key:
+            continue
+        if told.get(name.lower()) == "?":
+            told[name.lower()] = f"coalesce(?, {default or empty})"
+        elif default is None:
+            told.setdefault(name.lower(), empty)
+    names = ", ".join('"' + name.replace('"', '""') + '"' for name in told)
+    values = ", ".join(told.values())
+    return f"INSERT INTO {table} ({names}) VALUES ({values})"  # noqa: S608 - names and defaults
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+    return connection.execute(f"PRAGMA table_info({table})").fetchall()
+
+
+def _names_in(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {column[1].lower() for column in _columns(connection, table)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What a row tells of a dispatch that failed, read as strictly as text of strangers."""
+
+    gap: str
+    outcome: OutcomeKind
+    duration_s: int
+    cause: Cause | None
+    effort: str
+
+    @property
+    def in_words(self) -> str:
+        because = f" ({self.cause})" if self.cause is not None else ""
+        return f"{self.gap} ended {self.outcome}{because} after {self.duration_s} s"
+
+
+_NEEDED = {"task_id", "observed_outcome", "hypothesis", "error_pattern", "outcome_class"} | {
+    "reflection_id",
+    "directive",
+}
+_LATEST_FAILURES = """
+SELECT task_id, observed_outcome, hypothesis, directive
+FROM (SELECT * FROM chump_reflections
+      WHERE error_pattern = ? AND outcome_class = 'failure' ORDER BY id DESC LIMIT ?) AS latest
+LEFT JOIN chump_improvement_targets AS target ON target.reflection_id = latest.id
+ORDER BY latest.id DESC
+"""
+_OBSERVED = re.compile(r"outcome=(\w+) duration_s=(\d{1,9})\b", re.ASCII)
+_CAUSE = re.compile(r"\bcause:([\w-]+)", re.ASCII)
+_EFFORT = re.compile(r"\beffort=(\w+)", re.ASCII)
+
+
+def _failures_in(path: Path, busy_s: float) -> list[_Failure]:
+    """Return the latest failures of dispatches, latest first. Blocks."""
+    if not path.exists():
+        return []
+    with closing(connect(path, readonly=True, busy_s=busy_s)) as connection:
+        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        present = _names_in(connection, REFLECTIONS) | _names_in(connection, TARGETS)
+        if not present.issuperset(_NEEDED):
+            return []
+        rows = connection.execute(
+            _LATEST_FAILURES,
+            (PATTERN, LOOKED_THROUGH),
+        ).fetchall()
+    return [failure for row in rows if (failure := _failure(*map(str, row))) is not None]
+
+
+def _failure(task: str, observed: str, hypothesis: str, directive: str) -> _Failure | None:
+    seen, cause, effort = (
+        _OBSERVED.search(observed),
+        _CAUSE.search(hypothesis),
+        _EFFORT.search(directive),
+    )
+    if seen is None or seen[1] not in tuple(OutcomeKind) or not is_gap_id(task):
+        return None
+    return _Failure(
+        gap=task,
+        outcome=OutcomeKind(seen[1]),
+        duration_s=int(seen[2]),
+        cause=Cause(cause[1]) if cause and cause[1] in tuple(Cause) else None,
+        effort=effort[1] if effort else Effort.UNKNOWN,
+    )
+
+
+def _bearing_on(gap: Gap, failures: Sequence[_Failure], limit: int) -> tuple[str, ...]:
+    causes = {failure.cause for failure in failures if failure.gap == gap.id}
+    telling = causes - {None, Cause.UNKNOWN}
+    by_rank: tuple[list[_Failure], ...] = ([], [], [], [])
+    for failure in failures:
+        if failure.gap == gap.id:
+            by_rank[0].append(failure)
+        elif domain_of(failure.gap) == gap.domain:
+            by_rank[1].append(failure)
+        elif failure.cause in telling:
+            by_rank[2].append(failure)
+        elif failure.effort == gap.effort != Effort.UNKNOWN:
+            by_rank[3].append(failure)
+    told: dict[tuple[str, OutcomeKind, Cause | None], str] = {}
+    for failure in chain(*by_rank):
+        told.setdefault((failure.gap, failure.outcome, failure.cause), failure.in_words)
+    return tuple(told.values())[: max(limit, 0)]

@@ -1,0 +1,232 @@
+"""Honest twins of the ports: they pass the same contract tests as what they stand for.
+
+For tests, of this package and of plug-ins; nothing in production imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from itertools import chain
+
+from chump_orchestrator.core.brakes import Fuse, History
+from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.dispatch import Dispatch
+from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.core.gap import Effort, Gap, domain_of
+from chump_orchestrator.core.outcome import OutcomeKind
+from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
+from chump_orchestrator.core.reflection import Reflection
+
+
+class MemoryLedger:
+    """Twin of the ledger: keeps everything in dictionaries, in the order of its coming."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+        self._freed: set[str] = set()
+        self._accepted: set[str] = set()
+        self._outbox: dict[str, Reflection] = {}
+        self._parked: dict[str, Parked] = {}
+        self._shipped: dict[str, date] = {}
+        self._confirmed: set[str] = set()
+        self._pause: Pause | None = None
+        self._fuse = Fuse()
+        self._meta: dict[str, str] = {}
+        self._requested: dict[str, None] = {}
+
+    async def add(self, dispatch: Dispatch) -> None:
+        if dispatch.id in self._records:
+            msg = f"dispatch {dispatch.id} is recorded already"
+            raise Refused(msg)
+        for rival in self._of(dispatch.gap.id):
+            if rival.state.is_active:
+                msg = f"{dispatch.gap.id} has an active dispatch already, {rival.dispatch.id}"
+                raise Refused(msg)
+        self._records[dispatch.id] = Record(dispatch, DispatchState.PLANNED)
+
+    async def update(self, dispatch_id: str, record: Record) -> None:
+        if not record.state.is_active or record.outcome is not None:
+            msg = f"dispatch {dispatch_id}: only settle and abort end a dispatch"
+            raise Refused(msg)
+        if record.dispatch.id != dispatch_id:
+            msg = f"dispatch {dispatch_id}: the record is that of {record.dispatch.id}"
+            raise Refused(msg)
+        self._active(dispatch_id)
+        self._records[dispatch_id] = record
+
+    async def settle(self, dispatch_id: str, settlement: Settlement) -> None:
+        record = self._active(dispatch_id)
+        gap = record.dispatch.gap.id
+        is_due = settlement.reflection is not None
+        self._records[dispatch_id] = replace(
+            record,
+            state=DispatchState.SETTLED if is_due else DispatchState.DONE,
+            outcome=settlement.outcome,
+            ended_at=settlement.ended_at,
+            siblings=settlement.siblings,
+            cost_usd=record.cost_usd if settlement.cost_usd is None else settlement.cost_usd,
+            tokens=record.tokens if settlement.tokens is None else settlement.tokens,
+        )
+        if settlement.reflection is not None:
+            self._outbox[dispatch_id] = settlement.reflection
+        if settlement.progress:
+            self._accepted |= {each.dispatch.id for each in self._of(gap)}
+        self._parked.pop(gap, None)
+        if settlement.parked is not None:
+            self._parked[settlement.parked.gap] = settlement.parked
+        if settlement.outcome.kind is OutcomeKind.SHIPPED:
+            self._shipped[gap] = settlement.ended_at.astimezone(UTC).date()
+            self._confirmed.discard(gap)
+
+    async def tidied(self, dispatch_id: str) -> None:
+        if dispatch_id in self._records:
+            self._records[dispatch_id] = replace(self._records[dispatch_id], tidied=True)
+
+    async def abort(self, dispatch_id: str, reason: str, at: datetime) -> None:  # noqa: ARG002
+        record = self._active(dispatch_id)
+        self._records[dispatch_id] = replace(record, state=DispatchState.ABORTED, ended_at=at)
+
+    async def records(self, *, active: bool = False, untidy: bool = False) -> tuple[Record, ...]:
+        return tuple(
+            record
+            for record in self._records.values()
+            if not (active or untidy)
+            or (active and record.state.is_active)
+            or (untidy and not record.state.is_active and not record.tidied)
+        )
+
+    async def latest(self, limit: int, gap: str = "") -> tuple[Record, ...]:
+        found = self._of(gap) if gap else list(self._records.values())
+        return tuple(found[::-1][:limit])
+
+    async def history(self, gap: str) -> History:
+        counted = [each for each in self._of(gap) if each.dispatch.id not in self._freed]
+        outcomes = [each.outcome for each in counted if each.outcome is not None]
+        return History(
+            failures=sum(outcome.is_failure for outcome in outcomes),
+            refusals=sum(outcome.kind is OutcomeKind.RACE_ABANDONED for outcome in outcomes),
+            sessions=sum(
+                each.launched_at is not None and each.dispatch.id not in self._accepted
+                for each in counted
+                if each.outcome is None or each.outcome.kind is not OutcomeKind.SPAWN_FAILED
+            ),
+        )
+
+    async def attempts(self, gap: str) -> int:
+        return len(self._of(gap))
+
+    async def outbox(self) -> tuple[Reflection, ...]:
+        return tuple(self._outbox.values())
+
+    async def delivered(self, dispatch_id: str) -> None:
+        self._outbox.pop(dispatch_id, None)
+        record = self._records.get(dispatch_id)
+        if record is not None and record.state is DispatchState.SETTLED:
+            self._records[dispatch_id] = replace(record, state=DispatchState.DONE)
+
+    async def parked(self) -> tuple[Parked, ...]:
+        return tuple(self._parked[gap] for gap in sorted(self._parked))
+
+    async def park(self, parked: Parked) -> None:
+        self._parked[parked.gap] = parked
+
+    async def free(self, gap: str, at: datetime) -> None:  # noqa: ARG002
+        self._parked.pop(gap, None)
+        self._shipped.pop(gap, None)
+        self._confirmed.discard(gap)
+        self._freed |= {each.dispatch.id for each in self._of(gap) if not each.state.is_active}
+
+    async def shipped(self) -> Mapping[str, date]:
+        return dict(self._shipped)
+
+    async def confirm_shipped(self, gaps: Sequence[str]) -> None:
+        self._confirmed |= self._shipped.keys() & set(gaps)
+
+    async def confirmed(self) -> frozenset[str]:
+        return frozenset(self._confirmed)
+
+    async def pause(self) -> Pause | None:
+        return self._pause
+
+    async def set_pause(self, pause: Pause | None) -> None:
+        self._pause = pause
+
+    async def fuse(self) -> Fuse:
+        return self._fuse
+
+    async def set_fuse(self, fuse: Fuse) -> None:
+        self._fuse = fuse
+
+    async def meta(self, key: str) -> str | None:
+        """Return what was kept under `key`, `None` when nothing was."""
+        return self._meta.get(key)
+
+    async def set_meta(self, key: str, value: str) -> None:
+        """Keep a text under `key`, in place of an earlier one."""
+        self._meta[key] = value
+
+    async def request_dispatch(self, gap: str) -> None:
+        """Keep an operator's wish to have `gap` dispatched now (X2); asked again, it stays one."""
+        self._requested.setdefault(gap)
+
+    async def requested(self) -> tuple[str, ...]:
+        """Return the gaps that an operator wants to have dispatched now, first asked first."""
+        return tuple(self._requested)
+
+    async def request_done(self, gap: str) -> None:
+        """Forget an operator's wish; quiet when there is none."""
+        self._requested.pop(gap, None)
+
+    def _of(self, gap: str) -> list[Record]:
+        return [each for each in self._records.values() if each.dispatch.gap.id == gap]
+
+    def _active(self, dispatch_id: str) -> Record:
+        record = self._records.get(dispatch_id)
+        if record is None:
+            msg = f"the ledger has no dispatch {dispatch_id}"
+            raise Refused(msg)
+        if not record.state.is_active:
+            msg = f"dispatch {dispatch_id} is {record.state} and cannot change"
+            raise Refused(msg)
+        return record
+
+
+class MemoryJournal:
+    """Twin of the journal: keeps the reflections, each once.
+
+    While `trouble` is not empty, nothing can be written or read, and that is the reason given.
+    """
+
+    def __init__(self) -> None:
+        self._reflections: dict[str, Reflection] = {}
+        self.trouble = ""
+
+    @property
+    def reflections(self) -> tuple[Reflection, ...]:
+        """What was recorded, oldest first."""
+        return tuple(self._reflections.values())
+
+    async def record(self, reflection: Reflection) -> None:
+        if self.trouble:
+            raise Unavailable(self.trouble)
+        self._reflections.setdefault(reflection.dispatch, reflection)
+
+    async def lessons(self, gap: Gap, limit: int = 5) -> tuple[str, ...]:
+        """Return at most `limit` sentences on failures that bear on `gap` (behaviour R7)."""
+        if self.trouble:
+            raise Unavailable(self.trouble)
+        failures = [r for r in self.reflections[::-1] if r.outcome.outcome_class == "failure"]
+        own = [r for r in failures if r.gap == gap.id]
+        others = [r for r in failures if r.gap != gap.id]
+        domain = [r for r in others if domain_of(r.gap) == gap.domain]
+        causes = {r.cause for r in own} - {None, Cause.UNKNOWN}
+        alike = [r for r in others if r.cause in causes]
+        sized = [r for r in others if r.effort == gap.effort != Effort.UNKNOWN]
+        told: dict[tuple[str, OutcomeKind, Cause | None], str] = {}
+        for r in chain(own, domain, alike, sized):
+            because = f" ({r.cause})" if r.cause is not None else ""
+            text = f"{r.gap} ended {r.outcome}{because} after {r.duration_s} s"
+            told.setdefault((r.gap, r.outcome, r.cause), text)
+        return tuple(told.values())[: max(limit, 0)]
