@@ -1,0 +1,210 @@
+"""Short helper programs (git, gh, scripts): with a time limit, in a group of their own.
+
+Agents never run through here: their shims own them. A helper that is no longer waited for,
+whatever the reason, is killed together with everything in its process group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import math
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from io import FileIO
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from chump_orchestrator.core.errors import Refused, Unavailable
+
+LIMIT_BYTES = 64 * 1024 * 1024
+"""Most that is kept of a helper's standard output, and of its standard error."""
+
+CHUNK_BYTES = 64 * 1024
+"""Read at once; what a pipe holds on Linux."""
+
+DRAIN_S = 0.5
+"""How long the pipes are read on after the exit: a grandchild may hold them open for ever, and
+what the program itself has written is there already."""
+
+REAP_S = 5.0
+"""How long a killed helper is waited for; the kernel needs longer only when a disk hangs."""
+
+SHORTAGES = frozenset(
+    {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ETXTBSY}
+)
+"""Failures to start a program that pass by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a helper ended and all that it wrote; `code` is `-N` after signal `N`."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+@dataclass(slots=True)
+class _Stream:
+    source: FileIO
+    limit: int
+    data: bytearray = field(default_factory=bytearray)
+    overflowed: bool = False
+
+    async def collect(self, scope: anyio.CancelScope) -> None:
+        while True:
+            chunk = self.source.read(CHUNK_BYTES)
+            if chunk is None:
+                await anyio.wait_readable(self.source)
+                continue
+            if not chunk:
+                return
+            if len(self.data) + len(chunk) > self.limit:
+                self.overflowed = True
+                scope.cancel()
+                return
+            self.data += chunk
+            await anyio.lowlevel.checkpoint()
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    cwd: str | os.PathLike[str],
+    env: Mapping[str, str],
+    timeout: timedelta,  # noqa: ASYNC109 - a helper without a limit must not be writable
+    feed: bytes | None = None,
+    limit: int = LIMIT_BYTES,
+) -> Finished:
+    """Run a helper to its end and return what it wrote; a non-zero exit is no error here.
+
+    `argv[0]` is looked up on the `PATH` of `env`. Standard input is `feed`, or empty. Raises
+    `Unavailable` when the helper does not end within `timeout` or cannot be started for want of
+    resources, `Refused` when it cannot be executed at all or writes more than `limit` bytes to
+    either stream. Messages name the program, never its arguments. On cancellation the helper's
+    process group is killed and the helper reaped, which takes a few seconds at most.
+    """
+    program = os.path.basename(argv[0])  # noqa: PTH119 - text from a command line
+    seconds = timeout.total_seconds()
+    with contextlib.ExitStack() as ours:
+        try:
+            with contextlib.ExitStack() as theirs:
+                out, their_out = _pipe(ours, theirs)
+                err, their_err = _pipe(ours, theirs)
+                their_in, sink = _pipe(theirs, ours) if feed else (None, None)
+                for end in (out, err, sink):
+                    if end is not None:
+                        os.set_blocking(end.fileno(), False)
+                process = await _spawn(argv, cwd, env, their_in, their_out, their_err)
+        except (OSError, ValueError) as error:
+            raise await _explained(program, cwd, error) from error
+
+        streams = (_Stream(out, limit), _Stream(err, limit))
+        try:
+            with anyio.fail_after(seconds) as patience:
+                async with anyio.create_task_group() as group:
+                    for stream in streams:
+                        group.start_soon(stream.collect, group.cancel_scope)
+                    if feed and sink is not None:
+                        group.start_soon(_feed, sink, feed)
+                    code = await process.wait()
+                    patience.deadline = math.inf
+                    group.cancel_scope.deadline = anyio.current_time() + DRAIN_S
+        except TimeoutError as error:
+            raise Unavailable(
+                f"{program} did not finish within {seconds:g} s and was killed; see whether it"
+                " waits for a network, a lock or an answer"
+            ) from error
+        finally:
+            if process.returncode is None:
+                await _end(process)
+        if any(stream.overflowed for stream in streams):
+            raise Refused(f"{program} wrote more than {limit} bytes and was stopped; ask for less")
+    return Finished(code, bytes(streams[0].data), bytes(streams[1].data))
+
+
+def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
+    # Pipes of our own: with asyncio's, wait() hangs on some versions of Python for as long as
+    # a grandchild holds one.
+    reader, writer = os.pipe()
+    return (
+        readers.enter_context(FileIO(reader, "rb")),
+        writers.enter_context(FileIO(writer, "wb")),
+    )
+
+
+async def _spawn(
+    argv: Sequence[str],
+    cwd: str | os.PathLike[str],
+    env: Mapping[str, str],
+    stdin: FileIO | None,
+    stdout: FileIO,
+    stderr: FileIO,
+) -> asyncio.subprocess.Process:
+    # A cancellation in the middle of asyncio's spawn can hang or leak the child, so the spawn is
+    # a task that always runs to its end, against cancel scopes and `Task.cancel` alike.
+    spawning = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            cwd=cwd,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    )
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not spawning.done():
+            try:
+                await asyncio.wait({spawning})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            if spawning.exception() is None:
+                await _end(spawning.result())
+            raise cancelled
+    return spawning.result()
+
+
+async def _feed(sink: FileIO, data: bytes) -> None:
+    left = memoryview(data)
+    with sink, contextlib.suppress(BrokenPipeError):
+        while left:
+            written = sink.write(left[:CHUNK_BYTES])
+            if written is None:
+                await anyio.wait_writable(sink)
+            else:
+                left = left[written:]
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    # Not process.kill(): it polls, and racing the exit it can lose the exit code. macOS answers
+    # a signal to a group of zombies with "not permitted".
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with anyio.move_on_after(REAP_S, shield=True):
+        await process.wait()
+
+
+async def _explained(
+    program: str, cwd: str | os.PathLike[str], error: OSError | ValueError
+) -> Refused | Unavailable:
+    if isinstance(error, ValueError):
+        return Refused(f"{program} cannot be started: an argument or variable holds a NUL")
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    if error.errno in SHORTAGES:
+        return Unavailable(f"{program} could not be started now: {reason}; free some and retry")
+    if not await anyio.to_thread.run_sync(os.path.isdir, cwd):
+        return Refused(f"{program} could not be started in {os.fspath(cwd)}: no such folder")
+    if isinstance(error, FileNotFoundError):
+        return Refused(f"{program} was not found; install it, or correct PATH")
+    return Refused(f"{program} cannot be executed: {reason}; see its permissions and format")

@@ -1,0 +1,356 @@
+"""git worktrees, one for each dispatch: proposed, added, verified, removed or kept.
+
+Nothing is removed before it is proved that no work is lost by it; what cannot be proved is kept,
+together with a snapshot. The operator's own work tree is never touched (behaviour D1, D3, D9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from chump_orchestrator.adapters import registrations, rooms
+from chump_orchestrator.adapters.git import Git
+from chump_orchestrator.adapters.losses import QUIET, SALVAGED, Findings, Losses
+from chump_orchestrator.adapters.registrations import REASON, Registration
+from chump_orchestrator.adapters.salvage import Salvage
+from chump_orchestrator.adapters.upstream import Upstream
+from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Names, Workspace
+from chump_orchestrator.core.dispatch import names as names_of
+from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.core.gap import Gap
+from chump_orchestrator.core.ports import Clock
+from chump_orchestrator.core.records import Removal
+
+log = structlog.get_logger()
+
+ADD_TIMEOUT = timedelta(minutes=10)
+"""For writing every file of a large repository on a busy machine."""
+
+UNDO_S = 60.0
+"""Longest that a cancelled or failed step takes to leave nothing behind."""
+
+FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+BRANCH = re.compile(r"(?![-/.])[^\x00-\x20\x7f~^:?*\[\\]+(?<![/.])")
+OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", re.ASCII)
+
+KEPT = "chump-kept"
+"""In a kept worktree's administrative folder: since when, for which dispatch, how completely."""
+
+OUR_PATHS = (
+    "/.claude/worktrees/",
+    "/.chump/orchestrator/",
+    "/.chump/state.db*",
+    "/.chump-locks/",
+    "/sessions/chump_memory.db*",
+)
+"""What git is told to overlook in the main work tree (behaviour D9)."""
+
+
+class GitWorktrees:
+    """`core.ports.Worktrees` on one repository.
+
+    `base_dir` holds the worktrees; `prefix` begins their branches; `base_ref` is where they
+    begin, empty for the remote's HEAD branch; `interval` is how old a fetch may be. Kept
+    worktrees live for `keep_days`; ignored files that match `keep_ignored` are work; below
+    `min_free` bytes there is a shortage, 0 for never. `reserved` returns names that no attempt
+    but the first of that very gap may have: the slugs of all gaps.
+    """
+
+    def __init__(
+        self,
+        *,
+        git: Git,
+        base_dir: Path,
+        prefix: str = "claude/",
+        base_ref: str = "",
+        interval: timedelta = timedelta(seconds=30),
+        keep_days: int = 7,
+        keep_ignored: Sequence[str] = (".env*", "*.local"),
+        min_free: int = 2 << 30,
+        clock: Clock,
+        reserved: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._git = git
+        self._base_dir = Path(os.path.realpath(base_dir))
+        self._prefix = prefix
+        self._upstream = Upstream(git, base_ref, interval, clock)
+        self._keep = timedelta(days=keep_days)
+        self._losses = Losses(git, prefix, keep_ignored)
+        self._salvage = Salvage(git)
+        self._min_free = min_free
+        self._clock = clock
+        self._reserved = reserved
+
+    async def heal(self) -> tuple[str, ...]:
+        told = []
+        async with self._git.lock():
+            await anyio.to_thread.run_sync(registrations.end_orphans, self._base_dir)
+            for entry in await self._entries():
+                if not entry.broken:
+                    continue
+                if entry.is_ours(self._base_dir):
+                    place = await anyio.to_thread.run_sync(
+                        registrations.quarantine, entry, self._git.common_dir
+                    )
+                    told.append(f"{entry.admin} was broken ({entry.broken}); moved to {place}")
+                    log.warning("worktree.quarantined", path=str(entry.admin), why=entry.broken)
+                elif entry.path is not None:  # git overlooks an entry without a path
+                    told.append(
+                        f"{entry.admin} is broken ({entry.broken}) and not ours: git may fail"
+                        " until it is moved away"
+                    )
+                    log.warning("worktree.broken", path=str(entry.admin), why=entry.broken)
+        await anyio.to_thread.run_sync(rooms.empty_trash, self._base_dir, self._git.common_dir)
+        return tuple(told)
+
+    async def refresh(self, *, at_least: datetime | None = None) -> str:
+        return await self._upstream.refresh(at_least)
+
+    async def propose(self, gap: Gap) -> Names:
+        listed = await self._git.text(
+            "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes"
+        )
+        taken = {slug for slug in self._reserved() if slug != gap.slug}
+        taken |= {entry.path.name for entry in await self._entries() if entry.path is not None}
+        for branch in (*_branches(listed.split("\n")), *await self._upstream.heads(self._prefix)):
+            if branch.startswith(self._prefix):
+                # A branch `x/y` is in the way of a branch `x`, too.
+                parts = branch.removeprefix(self._prefix).split("/")
+                taken |= {self._prefix + "/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        while True:
+            proposal = names_of(gap, taken, prefix=self._prefix)
+            if not await anyio.to_thread.run_sync(self._is_in_the_way, proposal):
+                return proposal
+            taken.add(proposal.folder)
+
+    async def add(self, names: Names, base: str, dispatch_id: str) -> Workspace:
+        path = self._place(names)
+        if not DISPATCH_ID_PATTERN.fullmatch(dispatch_id):
+            raise Refused(f"{dispatch_id!r} is no dispatch id")
+        if not OID.fullmatch(base):
+            raise Refused(f"{base!r} is no commit to begin {names.branch} from")
+        workspace = Workspace(str(path), names.branch, base)
+        await anyio.to_thread.run_sync(self._make_room, path)
+        is_whole = False
+        async with self._git.lock():
+            before = await self._refuse_taken(path, names.branch)
+            try:
+                await self._git.text(
+                    *(*QUIET, "-c", "checkout.workers=4", "worktree", "add", "--no-track"),
+                    *("--lock", "--reason", REASON + dispatch_id, "-b", names.branch),
+                    *("--", str(path), base),
+                    timeout=ADD_TIMEOUT,
+                )
+                is_whole = True
+            finally:
+                if not is_whole:
+                    await self._undo(workspace, contextlib.nullcontext(), before)
+        is_whole = False
+        try:
+            await self._verify(workspace)
+            is_whole = True
+        finally:
+            if not is_whole:
+                await self._undo(workspace, self._git.lock(), before)
+        log.info("worktree.added", path=str(path), branch=names.branch, base=base)
+        return workspace
+
+    async def path_of(self, names: Names) -> str:
+        return str(self._place(names))
+
+    async def remove(self, workspace: Workspace, dispatch_id: str) -> Removal:
+        path = Path(workspace.path)
+        if path.parent != self._base_dir or await anyio.to_thread.run_sync(path.is_symlink):
+            return Removal(removed=False, reason=f"{path} does not lie in {self._base_dir}")
+        entry = await self._entry(path)
+        try:
+            found = await self._losses.examine(workspace, entry, await self._upstream.ref())
+        except Refused as error:
+            return Removal(removed=False, reason=f"it cannot be examined: {error}")
+        if not found.reasons:
+            await self._take_down(workspace, entry, found.tip)
+            log.info("worktree.removed", path=str(path), branch=workspace.branch)
+            return Removal(removed=True, pushed=found.pushed)
+        reason = "; ".join(found.reasons)
+        try:
+            ref = await self._save(workspace, entry, found, dispatch_id)
+        except Refused as error:
+            reason, ref = f"{reason}; no snapshot could be made: {error}", ""
+        log.warning("worktree.kept", path=str(path), why=reason, ref=ref)
+        return Removal(removed=False, reason=reason, salvage_ref=ref, pushed=found.pushed)
+
+    async def sweep_kept(self) -> tuple[str, ...]:
+        """Delete worktrees that were kept long enough and are whole in their snapshots.
+
+        The snapshots stay. What has changed since is kept anew, for as long again. Returns the
+        paths of those deleted.
+        """
+        gone = []
+        for entry in await self._entries():
+            kept = await anyio.to_thread.run_sync(rooms.read_note, entry.admin / KEPT)
+            if kept is None or entry.path is None or entry.path.parent != self._base_dir:
+                continue
+            if not kept.complete or self._clock.now() - kept.since < self._keep:
+                continue
+            ref = SALVAGED + kept.dispatch
+            before = await self._git.commit(ref)
+            if not before:
+                continue
+            workspace = Workspace(str(entry.path), kept.branch, kept.base)
+            try:
+                found = await self._losses.examine(workspace, entry, await self._upstream.ref())
+                if any("works in it" in reason for reason in found.reasons):
+                    continue
+                if found.reasons:
+                    await self._save(workspace, entry, found, kept.dispatch)
+                if await self._git.commit(ref) != before:
+                    continue
+            except (Refused, Unavailable) as error:
+                log.warning("worktree.sweep_failed", path=workspace.path, error=str(error))
+                continue
+            await self._take_down(workspace, entry, found.tip)
+            log.info("worktree.swept", path=workspace.path, ref=ref)
+            gone.append(workspace.path)
+        return tuple(gone)
+
+    async def shortage(self) -> str:
+        return await anyio.to_thread.run_sync(rooms.shortage, self._base_dir, self._min_free)
+
+    async def exclude(self, paths: Sequence[str] = OUR_PATHS) -> None:
+        """Have git overlook `paths`, anchored patterns, in every work tree of the repository.
+
+        Adds what is missing to `info/exclude`; never touches a tracked file (behaviour D9).
+        """
+        async with self._git.lock():
+            await anyio.to_thread.run_sync(rooms.exclude, self._git.common_dir, paths)
+
+    def _place(self, names: Names) -> Path:
+        if not FOLDER.fullmatch(names.folder) or not BRANCH.fullmatch(names.branch):
+            raise Refused(f"{names.folder!r} and {names.branch!r} are no names for a worktree")
+        return self._base_dir / names.folder
+
+    def _is_in_the_way(self, names: Names) -> bool:
+        branch_lock = self._git.common_dir / "refs" / "heads" / f"{names.branch}.lock"
+        return os.path.lexists(self._base_dir / names.folder) or branch_lock.exists()
+
+    def _make_room(self, path: Path) -> None:
+        try:
+            self._base_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"{self._base_dir} cannot be made: {error.strerror}") from error
+        if os.path.realpath(path) != str(path):
+            raise Refused(f"{path} leads elsewhere, to {os.path.realpath(path)}; remove the link")
+
+    async def _refuse_taken(self, path: Path, branch: str) -> frozenset[Path]:
+        if await anyio.to_thread.run_sync(os.path.lexists, path):
+            raise Refused(f"{path} exists already; move it away")
+        entries = await self._entries()
+        if any(entry.path == path for entry in entries):
+            raise Refused(f"{path} is registered already; run `git worktree list`")
+        if await self._git.commit(f"refs/heads/{branch}"):
+            raise Refused(f"the branch {branch} exists already; rename it")
+        return frozenset(entry.admin for entry in entries)
+
+    async def _verify(self, workspace: Workspace) -> None:
+        shown = await self._git.text(
+            *(*QUIET, "status", "--porcelain=v2", "--branch", "--untracked-files=normal"),
+            cwd=workspace.path,
+            timeout=ADD_TIMEOUT,
+        )
+        lines = shown.split("\n")
+        wanted = {f"# branch.oid {workspace.base}", f"# branch.head {workspace.branch}"}
+        if not wanted <= set(lines):
+            raise Unavailable(f"{workspace.path} did not begin at {workspace.base}; try again")
+        changed = [line for line in lines if not line.startswith("# ")]
+        if changed:
+            raise Refused(
+                f"{workspace.path} was not clean when it was new, first {changed[0][:200]!r};"
+                " see .gitattributes, line endings and names that differ in case only"
+            )
+
+    async def _undo(
+        self,
+        workspace: Workspace,
+        lock: contextlib.AbstractAsyncContextManager[None],
+        before: frozenset[Path],
+    ) -> None:
+        """Leave nothing of a failed add behind; `before` are the entries there were."""
+        path = Path(workspace.path)
+        with anyio.move_on_after(UNDO_S, shield=True):
+            try:
+                async with lock:
+                    # What git has not yet written a path into is told by its name.
+                    new = (
+                        entry
+                        for entry in await self._entries()
+                        if entry.admin not in before
+                        and (entry.path or path) == path
+                        and entry.admin.name.startswith(path.name)
+                    )
+                    trash = await self._detach(workspace, next(new, None), workspace.base)
+            except (Refused, Unavailable, OSError) as error:
+                log.warning("worktree.undo_failed", path=workspace.path, error=str(error))
+            else:
+                await anyio.to_thread.run_sync(rooms.delete, trash)
+                log.info("worktree.undone", path=workspace.path)
+
+    async def _take_down(self, workspace: Workspace, entry: Registration | None, tip: str) -> None:
+        async with self._git.lock():
+            with anyio.CancelScope(shield=True):
+                trash = await self._detach(workspace, entry, tip)
+        await anyio.to_thread.run_sync(rooms.delete, trash)
+
+    async def _detach(
+        self, workspace: Workspace, entry: Registration | None, tip: str
+    ) -> tuple[Path, ...]:
+        """Take folder, registration and branch away, each in one step; return what to delete.
+
+        Not by `git worktree prune`, which would forget strangers' worktrees on unmounted disks.
+        """
+        trash = await anyio.to_thread.run_sync(
+            rooms.throw_away,
+            Path(workspace.path),
+            None if entry is None else entry.admin,
+            self._git.common_dir,
+        )
+        ref = f"refs/heads/{workspace.branch}"
+        in_use = await anyio.to_thread.run_sync(registrations.checked_out, self._git.common_dir)
+        if tip and ref not in in_use:
+            deleted = await self._git.run("update-ref", "-d", "--", ref, tip)
+            if deleted.code == 0:
+                section = f"branch.{workspace.branch}"
+                await self._git.run("config", "--local", "--remove-section", section)
+        return trash
+
+    async def _save(
+        self, workspace: Workspace, entry: Registration | None, found: Findings, dispatch_id: str
+    ) -> str:
+        now = self._clock.now()
+        ref = SALVAGED + dispatch_id
+        before = await self._git.commit(ref)
+        snapshot = await self._salvage.snapshot(workspace, entry, found, dispatch_id, now)
+        if entry is not None and snapshot.oid != before:
+            note = rooms.Note(dispatch_id, workspace.branch, workspace.base, now, snapshot.complete)
+            await anyio.to_thread.run_sync(rooms.write_note, entry.admin / KEPT, note)
+        return ref
+
+    async def _entries(self) -> tuple[Registration, ...]:
+        return await anyio.to_thread.run_sync(registrations.registrations, self._git.common_dir)
+
+    async def _entry(self, path: Path) -> Registration | None:
+        return await anyio.to_thread.run_sync(registrations.registered, self._git.common_dir, path)
+
+
+def _branches(refs: Sequence[str]) -> list[str]:
+    local = [ref.removeprefix("refs/heads/") for ref in refs if ref.startswith("refs/heads/")]
+    remote = [ref.removeprefix("refs/remotes/") for ref in refs if ref.startswith("refs/remotes/")]
+    return local + [ref.partition("/")[2] for ref in remote]
