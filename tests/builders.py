@@ -9,6 +9,8 @@ from typing import Any
 from chump_orchestrator.core.backlog import Backlog, assemble
 from chump_orchestrator.core.dispatch import Deadlines, Dispatch, Names
 from chump_orchestrator.core.gap import Effort, Gap, Priority
+from chump_orchestrator.core.outcome import OutcomeKind, PullRequest, PullState
+from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import Route
 
 NOW = datetime(2026, 4, 27, 12, 0, tzinfo=UTC)
@@ -39,3 +41,35 @@ def a_dispatch(dispatch_id: str = "infra-1-260427120000-abcdef", **fields: Any) 
         "created_at": NOW,
     }
     return Dispatch(id=dispatch_id, **(defaults | fields))
+
+
+def a_pull(state: PullState = PullState.OPEN, **fields: Any) -> PullRequest:
+    """Return request 412 of the branch of `a_dispatch()`, asked for at `NOW`."""
+    defaults: dict[str, Any] = {
+        "branch": "claude/infra-1",
+        "asked_at": NOW,
+        "number": None if state is PullState.NONE else 412,
+    }
+    return PullRequest(state=state, **(defaults | fields))
+
+
+def a_reflection(dispatch_id: str = "infra-1-260427120000-abcdef", **fields: Any) -> Reflection:
+    """Return the reflection of `a_dispatch()` that shipped request 412 after half an hour."""
+    defaults: dict[str, Any] = {
+        "gap": "INFRA-1",
+        "priority": Priority.P1,
+        "effort": Effort.S,
+        "task_class": "",
+        "outcome": OutcomeKind.SHIPPED,
+        "cause": None,
+        "duration": timedelta(minutes=30),
+        "pull_number": 412,
+        "backend": "claude",
+        "model": "",
+        "provider_pfx": "",
+        "siblings": 0,
+        "tail": (),
+        "cost_usd": None,
+        "ended_at": NOW,
+    }
+    return Reflection(dispatch=dispatch_id, **(defaults | fields))

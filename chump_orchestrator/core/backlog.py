@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
 
-from chump_orchestrator.core.gap import DONE, Gap, Notice, Rejection
+from chump_orchestrator.core.gap import (
+    DONE,
+    OPEN,
+    PERPETUAL,
+    Effort,
+    Gap,
+    Kind,
+    Notice,
+    Priority,
+    Rejection,
+)
+
+SHOWN_CIRCLE = 16
+"""Members of a dependency cycle that are named in a reason; longer ones are cut short."""
 
 
 class HoldKind(StrEnum):
@@ -32,7 +47,81 @@ class Hold:
     until: datetime | None = None
 
 
+class Lane(NamedTuple):
+    """What decides whether a policy allows a gap at all; gaps that are alike share a lane."""
+
+    priority: Priority
+    effort: Effort
+    kind: Kind
+    opted_in: bool
+
+
+class Ready(NamedTuple):
+    """An open gap in its lane; comes before another by place in the backlog."""
+
+    order: int
+    at: int
+    domain: str
+    gap: Gap
+
+
 @dataclass(frozen=True, slots=True)
+class Index:
+    """What is worked out once per load, so that picking does not look at every gap.
+
+    `done` and `closed` are what the backlog itself says to be done, the latter only usable
+    entries, latest first, undated last. `lanes` holds the open gaps that wait for nothing, those
+    left out that no policy allows;
+    `waiting` maps an id that is not done to the open gaps that need it.
+    """
+
+    gaps: Mapping[str, Gap]
+    rejected: Mapping[str, Rejection]
+    done: frozenset[str]
+    closed: tuple[Gap, ...]
+    lanes: Mapping[Lane, Sequence[Ready]]
+    waiting: Mapping[str, Sequence[Ready]]
+
+    @classmethod
+    def of(cls, gaps: Sequence[Gap], rejected: Sequence[Rejection]) -> Index:
+        """Return the index of these entries."""
+        done = {gap.id for gap in gaps if gap.is_done}
+        done |= {entry.id for entry in rejected if entry.id and entry.status == DONE}
+        lanes: dict[Lane, list[Ready]] = {}
+        waiting: dict[str, list[Ready]] = {}
+        for at, gap in enumerate(gaps):
+            if not gap.is_open or (gap.status == PERPETUAL and gap.kind is not Kind.SYSTEM):
+                continue
+            ready = Ready(gap.order, at, gap.domain, gap)
+            unmet = [needed for needed in gap.depends_on if needed not in done]
+            for needed in unmet:
+                waiting.setdefault(needed, []).append(ready)
+            if not unmet:
+                lanes.setdefault(lane_of(gap), []).append(ready)
+        for lane in lanes.values():
+            lane.sort()
+        return cls(
+            gaps={gap.id: gap for gap in reversed(gaps)},
+            rejected={entry.id: entry for entry in reversed(rejected) if entry.id},
+            done=frozenset(done),
+            closed=tuple(
+                sorted(
+                    (gap for gap in gaps if gap.is_done),
+                    key=lambda gap: gap.closed_date or date.min,
+                    reverse=True,
+                )
+            ),
+            lanes=lanes,
+            waiting=waiting,
+        )
+
+
+def lane_of(gap: Gap) -> Lane:
+    """Return the lane of `gap`."""
+    return Lane(gap.priority, gap.effort, gap.kind, gap.auto_dispatch_ok)
+
+
+@dataclass(frozen=True)
 class Backlog:
     """The gaps at one instant.
 
@@ -40,6 +129,8 @@ class Backlog:
     file, the unusable included (behaviour C6). `holds` maps a gap's id to what keeps it from
     being picked; `shipped` holds the gaps that this orchestrator shipped, and when (behaviour B6).
     """
+
+    # Without slots, so that the index can be kept once it has been made.
 
     gaps: tuple[Gap, ...] = ()
     rejected: tuple[Rejection, ...] = ()
@@ -49,125 +140,167 @@ class Backlog:
     holds: Mapping[str, Hold] = field(default_factory=dict)
     shipped: Mapping[str, date] = field(default_factory=dict)
 
+    @cached_property
+    def index(self) -> Index:
+        """The entries by id, and the open ones in the order of work; made once per load."""
+        return Index.of(self.gaps, self.rejected)
+
     def with_holds(self, holds: Mapping[str, Hold], shipped: Mapping[str, date]) -> Backlog:
         """Return the same backlog as others' leases and our own work leave it."""
-        return replace(self, holds=holds, shipped=shipped)
+        changed = replace(self, holds=holds, shipped=shipped)
+        changed.__dict__["index"] = self.index
+        return changed
 
     def find(self, gap_id: str) -> Gap | Rejection | None:
         """Return the entry with this id, usable or not, or `None`."""
-        entries: tuple[Gap | Rejection, ...] = (*self.gaps, *self.rejected)
-        return next((entry for entry in entries if entry.id == gap_id), None)
+        return self.index.gaps.get(gap_id) or self.index.rejected.get(gap_id)
 
     @property
     def done(self) -> frozenset[str]:
-        """Ids that count as done, for dependencies and for the count (behaviour B6)."""
-        finished = {gap.id for gap in self.gaps if gap.is_done}
-        finished |= {entry.id for entry in self.rejected if entry.id and entry.status == DONE}
-        return frozenset(finished | self.shipped.keys())
+        """Ids that count as done, for dependencies and for the count (behaviour B6).
+
+        An unusable entry whose status is `done` counts, too (behaviour B3).
+        """
+        return self.index.done | self.shipped.keys()
+
+    def is_done(self, gap_id: str) -> bool:
+        """Say whether this id is among `done`."""
+        return gap_id in self.index.done or gap_id in self.shipped
 
 
 def assemble(entries: Iterable[Gap | Rejection], warnings: Iterable[Notice] = ()) -> Backlog:
     """Make a backlog of its entries, leaving out those that contradict one another.
 
-    Left out with a reason: both of two ids that share a slug, an id given twice with different
-    statuses, and every member of a dependency cycle (behaviour B3). An id given twice otherwise
-    counts once, with a warning.
+    Left out with a reason: all ids that share a slug, an id given again with another status, and
+    every member of a dependency cycle (behaviour B3). Of an id given again otherwise the first
+    usable entry counts, with a warning for each further one.
     """
-    rejected: list[Rejection] = []
+    found = tuple(entries)
     notices = list(warnings)
-    total = opened = 0
-    by_id: dict[str, list[Gap]] = {}
-    for entry in entries:
-        total += 1
-        opened += entry.status in ("open", "perpetual")
-        if isinstance(entry, Rejection):
-            rejected.append(entry)
-        else:
-            by_id.setdefault(entry.id, []).append(entry)
-    gaps: list[Gap] = []
-    for same in by_id.values():
-        if len({gap.status for gap in same}) > 1:
-            listed = ", ".join(f"{gap.status} at line {gap.place.line}" for gap in same)
-            reason = f"the id is given {len(same)} times with different statuses ({listed})"
-            rejected += (_rejection(gap, reason) for gap in same)
-            continue
-        gaps.append(same[0])
-        notices += (
-            Notice(f"id {gap.id} is given again; the entry at {same[0].place} counts", gap.place)
-            for gap in same[1:]
-        )
-    gaps, colliding = _without_collisions(gaps)
-    gaps, circular = _without_cycles(gaps)
-    return Backlog(
-        gaps=tuple(gaps),
-        rejected=tuple(rejected + colliding + circular),
+    verdicts: list[Gap | Rejection | None] = list(found)
+    _settle_repetitions(verdicts, notices)
+    _reject_collisions(verdicts, found)
+    _reject_cycles(verdicts)
+    backlog = Backlog(
+        gaps=tuple(entry for entry in verdicts if isinstance(entry, Gap)),
+        rejected=tuple(entry for entry in verdicts if isinstance(entry, Rejection)),
         warnings=tuple(notices),
-        total=total,
-        open=opened,
+        total=len(found),
+        open=sum(1 for entry in found if entry.status in (OPEN, PERPETUAL)),
     )
+    # Whoever loads a backlog does so off the loop; whoever picks from it does not.
+    _ = backlog.index
+    return backlog
 
 
-def _rejection(gap: Gap, reason: str) -> Rejection:
-    return Rejection(gap.id, reason, gap.place, gap.status, gap.slug)
+def _rejection(entry: Gap | Rejection, reason: str) -> Rejection:
+    return Rejection(entry.id, reason, entry.place, entry.status, entry.slug)
 
 
-def _without_collisions(gaps: list[Gap]) -> tuple[list[Gap], list[Rejection]]:
-    by_slug: dict[str, list[Gap]] = {}
-    for gap in gaps:
-        by_slug.setdefault(gap.slug, []).append(gap)
-    rejected = [
-        _rejection(gap, f"its branch name collides with that of {other.id} ({other.place})")
-        for same in by_slug.values()
-        if len(same) > 1
-        for gap, other in zip(same, same[1:] + same[:1], strict=True)
-    ]
-    return [gap for gap in gaps if len(by_slug[gap.slug]) == 1], rejected
+def _settle_repetitions(verdicts: list[Gap | Rejection | None], notices: list[Notice]) -> None:
+    """Leave one entry of each id, or none where their statuses differ."""
+    places: dict[str, list[int]] = {}
+    for at, entry in enumerate(verdicts):
+        if entry is not None and entry.slug:
+            places.setdefault(entry.id, []).append(at)
+    for gap_id, same in places.items():
+        if len(same) == 1:
+            continue
+        entries = [entry for at in same if (entry := verdicts[at]) is not None]
+        statuses = {entry.status: entry for entry in reversed(entries)}
+        if len(statuses) > 1:
+            listed = ", ".join(
+                f"{status or 'missing'} at line {statuses[status].place.line}"
+                for status in reversed(statuses)
+            )
+            reason = f"the id is given {len(same)} times with different statuses ({listed})"
+            for at, entry in zip(same, entries, strict=True):
+                if isinstance(entry, Gap):
+                    verdicts[at] = _rejection(entry, reason)
+            continue
+        counts = next((at for at in same if isinstance(verdicts[at], Gap)), None)
+        if counts is None:
+            continue
+        first = entries[same.index(counts)].place
+        for at, entry in zip(same, entries, strict=True):
+            if at != counts:
+                notices.append(
+                    Notice(f"id {gap_id} is given again; the entry at {first} counts", entry.place)
+                )
+            if at != counts and isinstance(entry, Gap):
+                verdicts[at] = None
 
 
-def _without_cycles(gaps: list[Gap]) -> tuple[list[Gap], list[Rejection]]:
-    """Leave out the members of dependency cycles; those who merely wait for one stay."""
-    edges = {gap.id: gap.depends_on for gap in gaps}
-    circles: dict[str, tuple[str, ...]] = {}
-    for circle in _strong_components(edges):
-        if len(circle) > 1:
-            circles.update(dict.fromkeys(circle, circle))
-    rejected = [
-        _rejection(gap, f"dependency cycle: {' -> '.join(_walk(edges, gap.id, circles[gap.id]))}")
-        for gap in gaps
-        if gap.id in circles
-    ]
-    return [gap for gap in gaps if gap.id not in circles], rejected
+def _reject_collisions(
+    verdicts: list[Gap | Rejection | None], found: Sequence[Gap | Rejection]
+) -> None:
+    """Reject every gap whose slug is also that of another id, usable or not."""
+    by_slug: dict[str, dict[str, Gap | Rejection]] = {}
+    for given in found:
+        if slug := given.slug:
+            by_slug.setdefault(slug, {}).setdefault(given.id, given)
+    crowded = {slug: alike for slug, alike in by_slug.items() if len(alike) > 1}
+    if not crowded:
+        return
+    for at, entry in enumerate(verdicts):
+        if not isinstance(entry, Gap) or entry.slug not in crowded:
+            continue
+        alike = crowded[entry.slug]
+        other = next(one for one in alike.values() if one.id != entry.id)
+        more = len(alike) - 2
+        reason = f"its branch name collides with that of {other.id} ({other.place})"
+        verdicts[at] = _rejection(entry, reason + (f" and {more} more" if more else ""))
 
 
-def _walk(edges: Mapping[str, tuple[str, ...]], start: str, circle: tuple[str, ...]) -> list[str]:
-    """Return a shortest way from `start` back to itself inside its circle."""
-    inside = set(circle)
-    came_from: dict[str, str] = {}
-    frontier = [start]
-    while frontier:
-        following: list[str] = []
-        for here in frontier:
-            for there in edges[here]:
+def _reject_cycles(verdicts: list[Gap | Rejection | None]) -> None:
+    """Reject the members of dependency cycles; those who merely wait for one stay."""
+    edges = {entry.id: entry.depends_on for entry in verdicts if isinstance(entry, Gap)}
+    circles: dict[str, dict[str, list[str]]] = {}
+    for members in _strong_components(edges):
+        if len(members) > 1:
+            inside = {one: [to for to in edges[one] if to in members] for one in members}
+            circles.update(dict.fromkeys(members, inside))
+    for at, entry in enumerate(verdicts):
+        if not isinstance(entry, Gap):
+            continue
+        if entry.id in entry.depends_on:
+            verdicts[at] = _rejection(entry, "depends_on: the gap depends on itself")
+        elif entry.id in circles:
+            way = " -> ".join(_walk(circles[entry.id], entry.id))
+            verdicts[at] = _rejection(entry, f"dependency cycle: {way}")
+
+
+def _walk(circle: Mapping[str, Sequence[str]], start: str) -> list[str]:
+    """Return a shortest way from `start` back to itself inside its circle.
+
+    In a circle with many members it is only where a way begins, as a search from each of them
+    would take very long.
+    """
+    if len(circle) > SHOWN_CIRCLE:
+        way = [start]
+        while len(way) < SHOWN_CIRCLE // 2:
+            way.append(circle[way[-1]][0])
+        return [*way, f"… ({len(circle)} gaps)"]
+    frontier, reached = [[start]], {start}
+    while True:
+        following: list[list[str]] = []
+        for way in frontier:
+            for there in circle[way[-1]]:
                 if there == start:
-                    way = [start]
-                    while here != start:
-                        way.append(here)
-                        here = came_from[here]  # noqa: PLW2901 - walking the way back
-                    return [start, *way[1:][::-1], start]
-                if there in inside and there not in came_from:
-                    came_from[there] = here
-                    following.append(there)
+                    return [*way, start]
+                if there not in reached:
+                    reached.add(there)
+                    following.append([*way, there])
         frontier = following
-    return [start, start]
 
 
-def _strong_components(edges: Mapping[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _strong_components(edges: Mapping[str, Sequence[str]]) -> list[frozenset[str]]:
     """Return Tarjan's strongly connected components, without recursion."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
     on_stack: set[str] = set()
-    found: list[tuple[str, ...]] = []
+    found: list[frozenset[str]] = []
     for root in edges:
         if root in index:
             continue
@@ -197,5 +330,5 @@ def _strong_components(edges: Mapping[str, tuple[str, ...]]) -> list[tuple[str, 
                     while members[-1] != here:
                         members.append(stack.pop())
                     on_stack.difference_update(members)
-                    found.append(tuple(members))
+                    found.append(frozenset(members))
     return found

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.gap import Gap
-from chump_orchestrator.core.outcome import Outcome, OutcomeKind
+from chump_orchestrator.core.outcome import STOPPED_BY_OPERATOR, Outcome, OutcomeKind
 
 MAY_PASS = frozenset(
     {
@@ -23,7 +23,9 @@ MAY_PASS = frozenset(
 """Causes that may be gone at the next attempt (behaviour X1)."""
 
 LEASE_WAIT = timedelta(minutes=5)
-"""How long a gap rests after a refused lease whose end is not known; doubles (behaviour X1)."""
+LONGEST_LEASE_WAIT = timedelta(hours=4)
+"""How long a gap rests after a refused lease whose end is not known; doubles (behaviour X1), up
+to what a lease lasts that nobody renews."""
 
 ROW_OF_FAILURES = 5
 ROW_WITHIN = timedelta(hours=1)
@@ -89,39 +91,52 @@ def consequence(
 ) -> Consequence:
     """Decide what an outcome means for the gap's next attempt (behaviour X1, X2).
 
-    `jitter` lies in 0 to 1 and stretches a backoff by up to a fifth. `clean` says whether
-    nothing of the agent can be alive any more; `lease_ends_in` is when the lease that was in
-    the way ends, where that is known.
+    `jitter` lies in 0 to 1 and stretches a backoff by up to a fifth, never beyond its cap.
+    `clean` says whether nothing of the agent can be alive any more; `lease_ends_in` is when the
+    lease that was in the way ends, where that is known.
     """
     match outcome.kind:
         case OutcomeKind.SHIPPED:
             return Free()
         case OutcomeKind.RACE_ABANDONED:
-            doubled = LEASE_WAIT * 2 ** min(max(history.refusals - 1, 0), 10)
-            return Retry(lease_ends_in or doubled, f"lease refused: {outcome.reason}")
-        case OutcomeKind.CANCELLED if outcome.reason != "stopped by an operator":
-            return Free()
-        case OutcomeKind.CANCELLED:
-            return Park("stopped by an operator")
+            wait = _doubled(LEASE_WAIT, history.refusals, LONGEST_LEASE_WAIT)
+            if lease_ends_in is not None and lease_ends_in > timedelta(0):
+                wait = lease_ends_in
+            return Retry(wait, f"lease refused: {outcome.reason}")
         case _:
-            return _after_failure(outcome, history, policy, jitter, clean=clean)
+            return _without_success(outcome, history, policy, jitter, clean=clean)
 
 
-def _after_failure(
+def _without_success(
     outcome: Outcome, history: History, policy: RetryPolicy, jitter: float, *, clean: bool
 ) -> Consequence:
-    what = f"{outcome.kind} ({outcome.reason or outcome.cause})"
-    if outcome.cause is Cause.LOST and not clean:
+    what = f"{outcome.kind} ({outcome.reason or outcome.cause or Cause.UNKNOWN})"
+    if not clean:
         return Park(f"{what}; it could not be proved that nothing of the agent lives")
+    if outcome.kind is OutcomeKind.CANCELLED:
+        if outcome.reason == STOPPED_BY_OPERATOR:
+            return Park(STOPPED_BY_OPERATOR)
+        return _unless_spent(what, history, policy) or Free()
     if outcome.cause not in MAY_PASS or outcome.kind is OutcomeKind.CI_FAILED:
         return Park(f"{what}; cause {outcome.cause or Cause.UNKNOWN} is not tried again by itself")
     if history.failures >= policy.max_attempts:
         return Park(f"{what}; attempt {history.failures} of {policy.max_attempts} failed")
-    if history.sessions >= policy.sessions:
-        return Park(f"{what}; {history.sessions} sessions without accepted progress")
-    doubled = policy.base * 2 ** min(max(history.failures - 1, 0), 30)
-    wait = min(doubled, policy.cap) * (1 + jitter / 5)
-    return Retry(wait, f"{what}; attempt {history.failures + 1} follows")
+    wait = _doubled(policy.base, history.failures, policy.cap) * (1 + jitter / 5)
+    again = Retry(min(wait, policy.cap), f"{what}; attempt {history.failures + 1} follows")
+    return _unless_spent(what, history, policy) or again
+
+
+def _unless_spent(what: str, history: History, policy: RetryPolicy) -> Park | None:
+    """Park the gap when as many sessions as are allowed have brought no accepted progress (X2)."""
+    if history.sessions < policy.sessions:
+        return None
+    return Park(f"{what}; {history.sessions} sessions without accepted progress")
+
+
+def _doubled(first: timedelta, times: int, cap: timedelta) -> timedelta:
+    """Return `first`, doubled each time after the first, at most `cap`."""
+    seconds = first.total_seconds() * 2.0 ** min(max(times - 1, 0), 60)
+    return timedelta(seconds=min(seconds, cap.total_seconds()))
 
 
 def fingerprint(gap: Gap) -> str:
@@ -147,14 +162,25 @@ class Fuse:
     trial: str = ""
 
     def allows(self, now: datetime, free: int) -> int:
-        """Return how many of `free` slots may be filled now."""
+        """Return how many of `free` slots may be filled now.
+
+        A pause that seems to last longer than it was set for comes from a clock that was put
+        back, and is over.
+        """
         if self.blown_until is None:
             return free
-        return min(free, 1) if now >= self.blown_until and not self.trial else 0
+        left = self.blown_until - now
+        return min(free, 1) if not timedelta(0) < left <= self.wait and not self.trial else 0
 
     def started(self, dispatch: str) -> Fuse:
-        """Take note that a dispatch was started; while blown, it is the trial."""
-        return replace(self, trial=dispatch) if self.blown_until is not None else self
+        """Take note that a dispatch was started; while blown, the first one is the trial."""
+        if self.blown_until is None or self.trial:
+            return self
+        return replace(self, trial=dispatch)
+
+    def forgotten(self, dispatch: str) -> Fuse:
+        """Take note that a dispatch ended without an outcome; was it the trial, another follows."""
+        return replace(self, trial="") if self.trial == dispatch else self
 
     def ended(self, dispatch: str, outcome: Outcome, now: datetime) -> Fuse:
         """Take note of an outcome: a failure counts, the trial's success resumes."""
@@ -166,14 +192,12 @@ class Fuse:
             if outcome.kind is OutcomeKind.SHIPPED:
                 return Fuse()
             return replace(self, trial="")
-        if not failed or outcome.cause is None:
+        if not failed:
             return self
-        recent = tuple((c, at) for c, at in self.failures if now - at < ROW_WITHIN)
-        recent = (*recent, (outcome.cause, now))
-        noted = replace(self, failures=recent)
-        alike = sum(1 for cause, _ in recent if cause is outcome.cause)
+        cause = outcome.cause or Cause.UNKNOWN
+        recent = tuple((c, at) for c, at in self.failures if now - at <= ROW_WITHIN)
+        noted = replace(self, failures=(*recent, (cause, now)))
+        alike = sum(1 for other, _ in noted.failures if other is cause)
         if self.blown_until is None and alike >= ROW_OF_FAILURES:
-            return replace(
-                noted, cause=outcome.cause, wait=FIRST_PAUSE, blown_until=now + FIRST_PAUSE
-            )
+            return replace(noted, cause=cause, wait=FIRST_PAUSE, blown_until=now + FIRST_PAUSE)
         return noted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -26,53 +27,99 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
 
 
-_SIGNS: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
-    (cause, re.compile(pattern, re.IGNORECASE))
-    for cause, pattern in (
-        (Cause.BINARY_WEDGE, r"chump-binary-wedge|\bchump\b[^\n]{0,80}\bwedged?\b"),
-        (
-            Cause.BOT_MERGE_HUNG,
-            r"\[bot-merge\][^\n]{0,400}(timed[ -]?out|timeout|signal:|\bkilled\b)",
-        ),
-        (
-            Cause.BUILD_TIMEOUT,
-            r"cargo[ -](build|check|test|clippy)[^\n]{0,200}(timed[ -]?out|timeout)",
-        ),
-        (
-            Cause.CREDIT_EXHAUSTED,
-            r"(\bHTTP\b|\bstatus(?: code)?\b|\bcode\b)\W{0,4}402\b|\b402 Payment Required"
-            r"|credit[^\n]{0,40}(exhausted|too low|insufficient|used up)"
-            r"|insufficient[_ ](credit|quota|balance|funds)|quota[^\n]{0,40}exhausted"
-            r"|exceeded your current quota",
-        ),
-        (
-            Cause.USAGE_LIMIT,
-            r"usage[ -]limit|(hit|reached) your[^\n]{0,30}limit|limit reached[^\n]{0,40}resets?",
-        ),
-        (
-            Cause.RATE_LIMITED,
-            r"rate[ -_]?limit(ed)?|too many requests|Request rejected \(429\)"
-            r"|(\bHTTP\b|\bstatus(?: code)?\b|API Error:)\W{0,4}(429|529)\b|\boverloaded\b",
-        ),
-        (
-            Cause.AUTH,
-            r"invalid[ _]api[ _]key|not logged in|authentication[ _](failed|error)|unauthorized"
-            r"|(\bHTTP\b|\bstatus(?: code)?\b|API Error:)\W{0,4}401\b|bad credentials"
-            r"|please run /login",
-        ),
-        (
-            Cause.NETWORK,
-            r"could not resolve host|connection ?(refused|reset|timed out)|unable to connect"
-            r"|network is unreachable|name resolution|\bECONN(REFUSED|RESET)\b|\bETIMEDOUT\b"
-            r"|(\bHTTP\b|API Error:)\W{0,4}50[0234]\b",
-        ),
-        (
-            Cause.OUT_OF_MEMORY,
-            r"out of memory|cannot allocate memory|\bOOM\b|\boom-?kill|heap limit"
-            r"|\bENOMEM\b|\bMemoryError\b",
-        ),
-    )
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """What tells of a cause, in lower case: `pattern`, or `then` soon after it on its line.
+
+    `pattern` is looked for only where one of `words` stands, which is much cheaper to find out.
+    """
+
+    cause: Cause
+    words: tuple[str, ...]
+    pattern: str
+    then: str = ""
+    within: int = 0
+
+
+_STATUS = (
+    r"(?:http(?:/[\d.]{1,3})?(?: status| error)?(?: code)?|status code|_status|\"status\""
+    r"|error code|api error)\W{0,4}"
 )
+"""What stands before a number that is the status of an answer; any other number is nothing."""
+
+_SIGNS = (
+    _Sign(Cause.BINARY_WEDGE, ("chump-binary-wedge",), "chump-binary-wedge"),
+    _Sign(Cause.BINARY_WEDGE, ("wedged",), r"chump\b", r"wedged\b", 80),
+    _Sign(
+        Cause.BOT_MERGE_HUNG,
+        ("[bot-merge]",),
+        r"\[bot-merge\]",
+        r"timed[ -]?out|time-?out|signal:|\bkilled\b",
+        4096,
+    ),
+    _Sign(
+        Cause.BUILD_TIMEOUT,
+        ("cargo",),
+        r"cargo[ -](?:build|check|test|clippy|nextest)\b",
+        r"timed[ -]?out|time-?out",
+        200,
+    ),
+    _Sign(Cause.BUILD_TIMEOUT, ("cargo-build-timeout",), "cargo-build-timeout"),
+    _Sign(Cause.CREDIT_EXHAUSTED, ("402",), _STATUS + r"402\b|402 payment required"),
+    _Sign(
+        Cause.CREDIT_EXHAUSTED,
+        ("credit", "quota"),
+        r"credits?\b|quota\b",
+        r"exhausted\b|too low\b|insufficient\b|used up\b",
+        40,
+    ),
+    _Sign(Cause.CREDIT_EXHAUSTED, ("exhausted",), r"exhausted\b", r"credits?\b|quota\b", 40),
+    _Sign(
+        Cause.CREDIT_EXHAUSTED,
+        ("insufficient", "current quota", "out of credit"),
+        r"insufficient[_ ](?:credits?|quota|balance|funds)\b|exceeded your current quota\b"
+        r"|out of credits?\b",
+    ),
+    _Sign(Cause.USAGE_LIMIT, ("usage",), r"usage[ -]limit"),
+    _Sign(Cause.USAGE_LIMIT, ("your",), r"(?:hit|reached) your\b", r"limit\b", 30),
+    _Sign(Cause.USAGE_LIMIT, ("limit reached",), r"limit reached\b", r"resets?\b", 40),
+    _Sign(
+        Cause.RATE_LIMITED,
+        ("rate", "too many"),
+        r"rate[ _-]?limit(?:ed\b|_error\b|[ _-](?:exceeded|reached|hit)\b)"
+        r"|(?:exceeded|hit|reached)[\w ]{0,30}\brate[ -]limit\b|too many requests\b",
+    ),
+    _Sign(
+        Cause.RATE_LIMITED,
+        ("429", "529", "overloaded"),
+        r"request rejected \(429\)|" + _STATUS + r"(?:429|529)\b|529 overloaded\b"
+        r"|overloaded_error\b|api error: overloaded\b",
+    ),
+    _Sign(
+        Cause.AUTH,
+        ("401", "auth", "api", "logged in", "credentials", "/login"),
+        r"invalid[ _](?:x-)?api[ _-]key\b|incorrect api key\b|not logged in\b"
+        r"|authentication[ _](?:failed|error|required)\b|bad credentials\b"
+        r"|please run /login|401 unauthorized\b|" + _STATUS + r"401\b",
+    ),
+    _Sign(
+        Cause.NETWORK,
+        ("resol", "connect", "network", "econn", "etimedout", "api error", "http"),
+        r"could ?n[o']t resolve host|connection ?(?:refused|reset|timed out)\b"
+        r"|unable to connect\b|network is unreachable\b|name resolution\b"
+        r"|econ(?:nrefused|nreset)\b|etimedout\b"
+        r"|(?:http(?:/[\d.]{1,3})?|api error)\W{0,4}50[0234]\b",
+    ),
+    _Sign(
+        Cause.OUT_OF_MEMORY,
+        ("memory", "oom", "heap limit", "enomem"),
+        r"out of memory\b|cannot allocate memory\b|\boom\b|\boom-?kill|heap limit\b"
+        r"|enomem\b|memoryerror\b",
+    ),
+)
+
+_COMPILED = {sign: re.compile(f"({sign.pattern})|{sign.then}|\\n") for sign in _SIGNS if sign.then}
+_COMPILED |= {sign: re.compile(sign.pattern) for sign in _SIGNS if not sign.then}
 
 SEARCHED = 262_144
 """Characters of an agent's last words that are searched, from the end."""
@@ -81,10 +128,29 @@ SEARCHED = 262_144
 def cause_in(text: str) -> Cause | None:
     """Return the first cause whose signs stand in `text`, or `None`.
 
-    Signs name their context: `HTTP 402` is an exhausted account, `402 lines` is nothing.
+    Signs name their context: `HTTP 402` is an exhausted account, `402 lines` is nothing. Takes
+    time in proportion to the text, whatever it says.
     """
-    searched = text[-SEARCHED:]
-    return next((cause for cause, sign in _SIGNS if sign.search(searched)), None)
+    lowered = text[-SEARCHED:].lower()
+    return next((sign.cause for sign in _SIGNS if _stands(sign, lowered)), None)
+
+
+def _stands(sign: _Sign, lowered: str) -> bool:
+    if not any(word in lowered for word in sign.words):
+        return False
+    if not sign.then:
+        return _COMPILED[sign].search(lowered) is not None
+    # One pass over both parts and the ends of lines: a bounded wildcard between the parts would
+    # be tried from each first part anew.
+    first_ends: int | None = None
+    for found in _COMPILED[sign].finditer(lowered):
+        if found[0] == "\n":
+            first_ends = None
+        elif found[1] is not None:
+            first_ends = found.end()
+        elif first_ends is not None and found.start() - first_ends <= sign.within:
+            return True
+    return False
 
 
 def cause_of(given: Cause | None, last_words: str) -> Cause:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from chump_orchestrator.core.gap import Effort, Gap, plain
+from chump_orchestrator.core.gap import SHOWN, Effort, Gap, on_one_line
 from chump_orchestrator.core.routing import Route
 
 DISPATCH_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -68,7 +68,7 @@ class DeadlinePolicy:
     def of(self, gap: Gap) -> Deadlines:
         """Return the deadlines of `gap`; its own `deadline` outranks its effort's."""
         return Deadlines(
-            soft=gap.deadline or self.soft[gap.effort],
+            soft=gap.deadline or self.soft.get(gap.effort) or DEFAULT_SOFT[gap.effort],
             grace=self.grace,
             silent=self.silent,
             pull=self.pull,
@@ -119,7 +119,10 @@ class Command:
     the worktree when it contains a `/`, or looked up on the agent's PATH. With `expand`, the
     arguments' `{worktree}`, `{branch}` and `{prompt_file}` are filled in by the launcher. `env`
     is set for the agent, `pass_env` names what else may come from the daemon's environment
-    (patterns with `*`). `stop_signals` are sent first to last as the grace runs out.
+    (patterns with `*`). `env_from` maps further variables to set to those of the daemon that hold
+    their values; where one is missing the variable stays unset, even if `pass_env` matches it, so
+    that a key never reaches another provider. `stop_signals` are sent first to last as the
+    grace runs out.
     """
 
     programs: tuple[str, ...]
@@ -129,23 +132,29 @@ class Command:
     stop_signals: tuple[str, ...] = ("INT", "TERM")
     expand: bool = False
     brief_on_stdin: bool = True
+    env_from: Mapping[str, str] = field(default_factory=dict)
 
 
 def dispatch_id(gap: Gap, moment: datetime, suffix: str) -> str:
     """Return the id of a new dispatch: the gap's slug, the UTC second, and a random suffix."""
-    return f"{gap.slug[:SLUG_IN_ID].rstrip('-')}-{moment:%y%m%d%H%M%S}-{suffix}"
+    second = f"{moment.astimezone(UTC):%y%m%d%H%M%S}"
+    return f"{gap.slug[:SLUG_IN_ID].rstrip('-')}-{second}-{suffix}"
 
 
 def names(gap: Gap, taken: Collection[str], *, prefix: str) -> Names:
     """Return the names of a new attempt: the smallest number that is free (behaviour D1).
 
-    `taken` holds what is in the way: branches (with their prefix), and folders.
+    `taken` holds what is in the way: branches (with their prefix), folders, and the slugs of
+    other gaps. A branch is also in the way of one that would be its folder.
     """
+    inner = {name for name in taken if name.startswith(prefix) and "/" in name[len(prefix) :]}
+    folders = {prefix + name[len(prefix) :].partition("/")[0] for name in inner}
     number = 1
     while True:
         folder = gap.slug if number == 1 else f"{gap.slug}-r{number}"
-        if folder not in taken and prefix + folder not in taken:
-            return Names(prefix + folder, folder)
+        branch = prefix + folder
+        if folder not in taken and branch not in taken and branch not in folders:
+            return Names(branch, folder)
         number += 1
 
 
@@ -154,10 +163,10 @@ def depth_objection(depth: str | None) -> str | None:
 
     An agent that starts an orchestrator would multiply agents without end (behaviour D6).
     """
-    shown = plain(depth or "").strip()
-    if shown in ("", "0"):
+    shown = on_one_line(depth or "")
+    if not shown or (shown.isdecimal() and int(shown[:SHOWN]) == 0):
         return None
     return (
-        f"CHUMP_DISPATCH_DEPTH is {shown!r}: this process was itself dispatched by an"
+        f"CHUMP_DISPATCH_DEPTH is {shown[:SHOWN]!r}: this process was itself dispatched by an"
         " orchestrator and must not dispatch further; unset the variable if that is not so"
     )

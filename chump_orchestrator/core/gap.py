@@ -16,6 +16,9 @@ never sanitised, when it does not fit."""
 ID_LENGTH = 64
 """Longest id in characters: branch, folder and lease names are made of it."""
 
+SHOWN = 80
+"""Characters of a text that cannot be used which are shown where that is said."""
+
 DURATION_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.ASCII)
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -51,6 +54,10 @@ class Kind(StrEnum):
     USER = "user"
     SYSTEM = "system"
 
+
+_PRIORITIES = {priority.value: priority for priority in Priority}
+_EFFORTS = {effort.value: effort for effort in Effort}
+_KINDS = {kind.value: kind for kind in Kind}
 
 OPEN = "open"
 DONE = "done"
@@ -156,14 +163,18 @@ def duration_from(text: str) -> timedelta:
     Raises `ValueError`, with a message for the person who wrote it, when `text` is none.
     """
     match = DURATION_PATTERN.fullmatch(text.strip())
+    shown = text[:SHOWN]
     if match is None:
-        msg = f"{text!r} is not a duration; write a number and ms, s, m, h or d, such as 90m"
-        raise ValueError(msg)
+        raise ValueError(
+            f"{shown!r} is not a duration; write a number and ms, s, m, h or d, such as 90m"
+        )
     seconds = float(match[1]) * _UNIT_S[match[2]]
     if seconds > LONGEST_DURATION.total_seconds():
-        msg = f"{text!r} is longer than ten years"
-        raise ValueError(msg)
+        raise ValueError(f"{shown!r} is longer than ten years")
     return timedelta(seconds=seconds)
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Co")
 
 
 def plain(text: str) -> str:
@@ -172,11 +183,21 @@ def plain(text: str) -> str:
     Text of the backlog reaches terminals, prompts and logs, where such characters can hide or
     forge what a person sees.
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable():
         return text
-    return "".join(
-        c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co")
-    )
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _UNSEEN)
+
+
+def on_one_line(text: str) -> str:
+    """Return `text` plain, its line breaks and tabs made blanks, none at its ends."""
+    if text.isprintable():
+        return text.strip()
+    return plain(" ".join(text.splitlines())).replace("\t", " ").strip()
+
+
+def is_null(text: str) -> bool:
+    """Say whether `text` is what YAML writes for nothing, as a base loader hands it over."""
+    return text.strip() in ("", "~", "null", "Null", "NULL")
 
 
 _TYPE_NAMES = {str: "text", list: "a list", dict: "a mapping", type(None): "null"}
@@ -194,28 +215,26 @@ def read_gap(entry: object, *, order: int, place: Place) -> Gap | Rejection:
     """
     if not isinstance(entry, Mapping):
         return Rejection("", f"the entry is {_named(entry)}, expected a mapping", place)
-    raw_id = entry.get("id")
+    status = problem = ""
     try:
         status = _word(entry, "status").lower()
     except _Wrong as wrong:
-        status = ""
         problem = str(wrong)
-    else:
-        problem = ""
-    shown = plain(raw_id)[:80] if isinstance(raw_id, str) else ""
-    if raw_id is None or raw_id == "":
+    raw_id = entry.get("id")
+    if raw_id is None or (isinstance(raw_id, str) and is_null(raw_id)):
         return Rejection("", "the entry has no id", place, status)
-    if not isinstance(raw_id, str) or not is_gap_id(raw_id):
-        return Rejection(
-            shown,
-            f"bad id {shown or _named(raw_id)!r}: expected letters and digits in parts joined by"
-            f" - or _, such as INFRA-12, at most {ID_LENGTH} characters",
-            place,
-            status,
+    if not isinstance(raw_id, str):
+        return Rejection("", f"bad id: expected text, found {_named(raw_id)}", place, status)
+    if not is_gap_id(raw_id):
+        shown = on_one_line(raw_id)[:SHOWN]
+        reason = (
+            f"bad id {shown!r}: expected letters and digits in parts joined by - or _, such as"
+            f" INFRA-12, at most {ID_LENGTH} characters"
         )
-    if problem:
-        return Rejection(raw_id, problem, place, status, slug_of(raw_id))
+        return Rejection(shown, reason, place, status)
     try:
+        if problem:
+            raise _Wrong(problem)
         return _gap(entry, raw_id, status, order, place)
     except _Wrong as wrong:
         return Rejection(raw_id, str(wrong), place, status, slug_of(raw_id))
@@ -223,30 +242,26 @@ def read_gap(entry: object, *, order: int, place: Place) -> Gap | Rejection:
 
 def _gap(entry: Mapping[str, object], gap_id: str, status: str, order: int, place: Place) -> Gap:
     kind = _word(entry, "kind").lower() or Kind.USER
-    if kind not in tuple(Kind):
-        msg = f"kind: {kind!r} is neither user nor system"
-        raise _Wrong(msg)
+    if kind not in _KINDS:
+        raise _Wrong(f"kind: {kind[:SHOWN]!r} is neither user nor system")
     depends_on = _texts(entry, "depends_on")
     if gap_id in depends_on:
-        msg = "depends_on: the gap depends on itself"
-        raise _Wrong(msg)
-    priority = _word(entry, "priority").upper()
-    effort = _word(entry, "effort").lower()
+        raise _Wrong("depends_on: the gap depends on itself")
     return Gap(
         id=gap_id,
-        title=plain(_text(entry, "title")).strip(),
-        priority=Priority(priority) if priority in tuple(Priority) else Priority.UNKNOWN,
-        effort=Effort(effort) if effort in tuple(Effort) else Effort.UNKNOWN,
+        title=on_one_line(_text(entry, "title")),
+        priority=_PRIORITIES.get(_word(entry, "priority").upper(), Priority.UNKNOWN),
+        effort=_EFFORTS.get(_word(entry, "effort").lower(), Effort.UNKNOWN),
         status=status,
-        kind=Kind(kind),
+        kind=_KINDS[kind],
         depends_on=depends_on,
         closed_date=_date(entry, "closed_date"),
         auto_dispatch_ok=_flag(entry, "auto_dispatch_ok"),
         deadline=_duration(entry, "deadline"),
-        paths=_texts(entry, "paths" if entry.get("paths") else "file_scope"),
+        paths=_texts(entry, "paths") or _texts(entry, "file_scope"),
         description=plain(_text(entry, "description")).strip(),
-        acceptance=_paragraphs(entry),
-        declared_domain=plain(_word(entry, "domain")),
+        acceptance=_prose(entry, "acceptance_criteria") or _prose(entry, "acceptance"),
+        declared_domain=on_one_line(_word(entry, "domain")),
         order=order,
         place=place,
     )
@@ -261,36 +276,59 @@ def _text(entry: Mapping[str, object], key: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return value
-    msg = f"{key}: expected text, found {_named(value)}"
-    raise _Wrong(msg)
+        return "" if is_null(value) else value
+    raise _Wrong(f"{key}: expected text, found {_named(value)}")
 
 
 def _word(entry: Mapping[str, object], key: str) -> str:
-    text = _text(entry, key).strip()
-    return "" if text.lower() in ("null", "~") else text
+    text = _text(entry, key)
+    return plain(text).strip() if text else ""
+
+
+def _items(entry: Mapping[str, object], key: str) -> Sequence[object]:
+    value = entry.get(key)
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Sequence):
+        return value
+    raise _Wrong(f"{key}: expected a list of texts, found {_named(value)}")
+
+
+def _cleaned(items: Sequence[str]) -> tuple[str, ...]:
+    if not items:
+        return ()
+    cleaned = (plain(item).strip() for item in items if not is_null(item))
+    return tuple(dict.fromkeys(item for item in cleaned if item))
 
 
 def _texts(entry: Mapping[str, object], key: str) -> tuple[str, ...]:
-    value = entry.get(key)
-    if isinstance(value, str):
-        value = [] if value.strip().lower() in ("", "null", "~") else [value]
-    if value is None:
-        return ()
-    if isinstance(value, Sequence) and all(isinstance(item, str) for item in value):
-        cleaned = (plain(item).strip() for item in value)
-        return tuple(dict.fromkeys(item for item in cleaned if item))
-    msg = f"{key}: expected a list of texts, found {_named(value)}"
-    if isinstance(value, Sequence):
-        msg = f"{key}: expected a list of texts, one of its items is something else"
-    raise _Wrong(msg)
+    items = [item for item in _items(entry, key) if item is not None]
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) < len(items):
+        raise _Wrong(f"{key}: expected a list of texts, one of its items is something else")
+    return _cleaned(texts)
 
 
-def _paragraphs(entry: Mapping[str, object]) -> tuple[str, ...]:
-    for key in ("acceptance_criteria", "acceptance"):
-        if entry.get(key) not in (None, "", []):
-            return _texts(entry, key)
-    return ()
+def _prose(entry: Mapping[str, object], key: str) -> tuple[str, ...]:
+    """Return a list of sentences.
+
+    YAML takes a sentence with a colon for a mapping; that is put together again, as nobody but
+    the agent reads it.
+    """
+    sentences: list[str] = []
+    for item in _items(entry, key):
+        if isinstance(item, str):
+            sentences.append(item)
+        elif isinstance(item, Mapping):
+            sentences += (
+                f"{name}: {words}" if isinstance(words, str) else f"{name}:"
+                for name, words in item.items()
+            )
+        elif item is not None:
+            raise _Wrong(f"{key}: expected a list of texts, one of its items is {_named(item)}")
+    return _cleaned(sentences)
 
 
 def _flag(entry: Mapping[str, object], key: str) -> bool:
@@ -299,8 +337,7 @@ def _flag(entry: Mapping[str, object], key: str) -> bool:
         return True
     if word in ("", "false", "no", "off"):
         return False
-    msg = f"{key}: {word!r} is neither true nor false"
-    raise _Wrong(msg)
+    raise _Wrong(f"{key}: {word[:SHOWN]!r} is neither true nor false")
 
 
 def _date(entry: Mapping[str, object], key: str) -> date | None:
@@ -319,9 +356,7 @@ def _duration(entry: Mapping[str, object], key: str) -> timedelta | None:
     try:
         found = duration_from(word)
     except ValueError as error:
-        msg = f"{key}: {error}"
-        raise _Wrong(msg) from None
+        raise _Wrong(f"{key}: {error}") from None
     if found <= timedelta(0):
-        msg = f"{key}: {word!r} leaves no time at all"
-        raise _Wrong(msg)
+        raise _Wrong(f"{key}: {word[:SHOWN]!r} leaves no time at all")
     return found

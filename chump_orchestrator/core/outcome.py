@@ -9,6 +9,9 @@ from enum import StrEnum
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Deadlines
 
+STOPPED_BY_OPERATOR = "stopped by an operator"
+"""Reason of a dispatch that a person stopped; such a gap is not dispatched again by itself."""
+
 SECOND_LOOK = timedelta(seconds=30)
 """At most this lies between the two looks that prove that no request was opened (P4)."""
 
@@ -132,9 +135,11 @@ class Observation:
     time since then. `pull` is the last answer of the forge, of whatever age, `None` when there
     was none. `looked` is how long before now that answer's question was put. `pull_opened` and
     `checks_failed` are how long ago the request, or failing checks, were first seen;
-    `pull_seen_active` is the agent's active time when the request's present state was first
-    seen. `quiet_looks` and `quiet_span` count the looks after the exit that found no request,
-    and the time from the first to the last of them.
+    `pull_seen_active` is the agent's active time when a request of this dispatch was first seen,
+    whatever became of it since. `quiet_looks` and `quiet_span` count the looks whose question
+    was put after the exit and that found no request, and the time from the first to the last.
+    `watched` is how long this daemon has been asking about it, `None` for from the beginning: a
+    forge that nobody asked was not silent.
     """
 
     active: timedelta
@@ -148,6 +153,7 @@ class Observation:
     quiet_looks: int = 0
     quiet_span: timedelta = timedelta(0)
     stop_asked: StopReason | None = None
+    watched: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +161,9 @@ class Wait:
     """Nothing to decide yet.
 
     `recheck` is after how much time to judge again even if nothing happens, `None` for only
-    when something happens. `hard` is the agent's active time at which its shim should stop it.
-    `look` asks for the forge's word now.
+    when something happens. `hard` is the agent's active time at which its shim should stop it,
+    `None` for as it was told before. `look` asks for the forge's word soon: at once when it was
+    not asked before, else as often as a forge that is silent may be asked.
     """
 
     overdue: bool = False
@@ -186,23 +193,28 @@ def judge(seen: Observation, deadlines: Deadlines) -> Verdict:
     """Decide what to do about a dispatch, given what can be seen of it.
 
     A merged pull request settles it whatever the exit code says. An open one stops the clock:
-    from then on the merge queue and people own the timeline (behaviour P4). Nothing is settled,
-    and nobody stopped before three soft deadlines, on a forge that has not answered (P3).
+    from then on the merge queue and people own the timeline (behaviour P4). Nothing is settled
+    on what the forge said before the moment in question, and before three soft deadlines nobody
+    is stopped on it (P3). As time passes and nothing else happens, a verdict only ever moves on
+    from waiting: it is not taken back.
     """
     if seen.exit is None:
         return _while_running(seen, deadlines)
     return _after_exit(seen, seen.exit, deadlines)
 
 
+def _knows(seen: Observation, ago: timedelta) -> bool:
+    """Say whether the forge answered a question that was put since the moment so long ago."""
+    return seen.looked is not None and seen.looked <= ago
+
+
 def _while_running(seen: Observation, deadlines: Deadlines) -> Verdict:
     if seen.stop_asked is not None:
         return Stop(seen.stop_asked)
-    state = seen.pull.state if seen.pull is not None else PullState.NONE
-    if state in (PullState.OPEN, PullState.MERGED):
-        # The request is what was asked for. The agent may finish what it is at.
+    if seen.pull is not None and seen.pull.state in (PullState.OPEN, PullState.MERGED):
+        # The request is what was asked for. The agent may finish what it is at, but opening
+        # another one in its place does not give it more time.
         end = max(deadlines.hard, seen.pull_seen_active + deadlines.soft)
-        if state is PullState.MERGED:
-            end = seen.pull_seen_active + min(deadlines.soft, 2 * deadlines.grace)
         if seen.active >= end:
             return Stop(StopReason.PULL_OVERTIME)
         return Wait(recheck=end - seen.active, hard=end)
@@ -213,10 +225,7 @@ def _while_running(seen: Observation, deadlines: Deadlines) -> Verdict:
         return Wait(overdue=True, recheck=deadlines.hard - lead - seen.active)
     if seen.active < deadlines.hard:
         return Wait(overdue=True, recheck=deadlines.hard - seen.active, hard=deadlines.last)
-    if seen.active >= deadlines.last:
-        return Stop(StopReason.DEADLINE)
-    past_hard = seen.active - deadlines.hard
-    if seen.looked is not None and seen.looked <= past_hard:
+    if seen.active >= deadlines.last or _knows(seen, seen.active - deadlines.hard):
         return Stop(StopReason.DEADLINE)
     left = deadlines.last - seen.active
     return Wait(overdue=True, recheck=left, hard=deadlines.last, look=True)
@@ -226,34 +235,49 @@ def _after_exit(seen: Observation, ended: Exit, deadlines: Deadlines) -> Verdict
     if ended.spawn_error:
         return Settle(Outcome(OutcomeKind.SPAWN_FAILED, ended.spawn_error, Cause.SPAWN))
     pull = seen.pull
-    if pull is not None and pull.state is PullState.MERGED:
-        return Settle(Outcome(OutcomeKind.SHIPPED, _numbered(pull, "merged")))
-    fresh = seen.looked is not None and seen.looked <= seen.since_exit
-    if pull is not None and pull.state is PullState.CLOSED and fresh:
-        reason = _numbered(pull, "closed without a merge")
+    match pull.state if pull is not None else PullState.NONE:
+        case PullState.MERGED:
+            return Settle(Outcome(OutcomeKind.SHIPPED, _named(pull, "merged")))
+        case PullState.OPEN:
+            return _open_request(seen, deadlines)
+        case PullState.CLOSED if _knows(seen, seen.since_exit):
+            return Settle(Outcome(OutcomeKind.CI_FAILED, _named(pull, "closed without a merge")))
+        case PullState.NONE if _knows(seen, seen.since_exit):
+            return _without_request(seen, ended, deadlines)
+        case PullState.CLOSED | PullState.NONE:
+            return _unanswered(seen, seen.since_exit, deadlines, "the agent had ended")
+
+
+def _unanswered(seen: Observation, since: timedelta, deadlines: Deadlines, what: str) -> Verdict:
+    """Wait for the forge's answer, or give up when it has been silent for too long (P3)."""
+    silent = since if seen.watched is None else min(since, seen.watched)
+    left = deadlines.pull - silent
+    if left > timedelta(0):
+        return Wait(recheck=left, look=True)
+    reason = f"the forge gave no answer for {_rounded(deadlines.pull)} after {what}"
+    return Settle(Outcome(OutcomeKind.STALLED, reason, Cause.NETWORK))
+
+
+def _open_request(seen: Observation, deadlines: Deadlines) -> Verdict:
+    """Wait for people and checks as long as they may take, by a look made since (P5)."""
+    pull = seen.pull
+    too_long = seen.pull_opened - deadlines.pull
+    failing = None
+    if seen.checks_failed is not None and pull is not None and pull.checks is Checks.FAILING:
+        failing = seen.checks_failed - deadlines.ci_grace
+    if failing is not None and failing >= timedelta(0) and _knows(seen, failing):
+        reason = _named(pull, f"has had failing checks for {_rounded(deadlines.ci_grace)}")
         return Settle(Outcome(OutcomeKind.CI_FAILED, reason))
-    if pull is not None and pull.state is PullState.OPEN:
-        return _open_request(seen, pull, deadlines)
-    if not fresh or pull is None:
-        left = deadlines.pull - seen.since_exit
-        if left > timedelta(0):
-            return Wait(recheck=left, look=True)
-        reason = f"the forge gave no answer for {deadlines.pull} after the agent had ended"
-        return Settle(Outcome(OutcomeKind.STALLED, reason, Cause.NETWORK))
-    return _without_request(seen, ended, deadlines)
-
-
-def _open_request(seen: Observation, pull: PullRequest, deadlines: Deadlines) -> Verdict:
-    waits = [deadlines.pull - seen.pull_opened]
-    if seen.checks_failed is not None and pull.checks is Checks.FAILING:
-        waits.append(deadlines.ci_grace - seen.checks_failed)
-        if waits[1] <= timedelta(0):
-            reason = _numbered(pull, f"its checks have failed for {deadlines.ci_grace}")
-            return Settle(Outcome(OutcomeKind.CI_FAILED, reason))
-    if waits[0] <= timedelta(0):
-        reason = _numbered(pull, f"open for {deadlines.pull} without a merge")
+    if too_long >= timedelta(0):
+        if not _knows(seen, too_long):
+            return _unanswered(seen, too_long, deadlines, "its pull request was to be merged")
+        reason = _named(pull, f"open for {_rounded(deadlines.pull)} without a merge")
         return Settle(Outcome(OutcomeKind.STALLED, reason))
-    return Wait(recheck=min(waits))
+    if failing is None:
+        return Wait(recheck=-too_long)
+    if failing >= timedelta(0):
+        return Wait(recheck=-too_long, look=True)
+    return Wait(recheck=min(-too_long, -failing))
 
 
 def _without_request(seen: Observation, ended: Exit, deadlines: Deadlines) -> Verdict:
@@ -264,25 +288,31 @@ def _without_request(seen: Observation, ended: Exit, deadlines: Deadlines) -> Ve
         case "":
             pass
         case StopReason.DEADLINE | StopReason.PULL_OVERTIME:
-            reason = f"no pull request after {seen.active}, stopped at the deadline"
+            reason = f"no pull request after {_rounded(seen.active)}, stopped at the deadline"
             return Settle(Outcome(OutcomeKind.KILLED, reason, Cause.DEADLINE))
         case StopReason.HOST:
             return Settle(Outcome(OutcomeKind.CANCELLED, "stopped with the host"))
         case StopReason.TEARDOWN:
             return Settle(Outcome(OutcomeKind.CANCELLED, "stopped with the orchestrator"))
         case _:
-            return Settle(Outcome(OutcomeKind.CANCELLED, "stopped by an operator"))
+            return Settle(Outcome(OutcomeKind.CANCELLED, STOPPED_BY_OPERATOR))
     if ended.code != 0:
         return Settle(Outcome(OutcomeKind.KILLED, ended.in_words, Cause.EXIT_CODE))
     apart = min(SECOND_LOOK, deadlines.look_interval)
-    if seen.quiet_looks >= 2 and seen.quiet_span >= apart:  # noqa: PLR2004 - "two" of P4
+    if seen.quiet_looks > 1 and seen.quiet_span >= apart:
         reason = "the agent ended with exit code 0 and left no pull request"
         return Settle(Outcome(OutcomeKind.STALLED, reason, Cause.NO_PULL))
-    if seen.quiet_looks == 0:
-        return Wait(recheck=apart, look=True)
-    left = apart - seen.quiet_span - (seen.looked or timedelta(0))
-    return Wait(recheck=max(left, timedelta(0)), look=left <= timedelta(0))
+    first = seen.quiet_span + (seen.looked or timedelta(0))
+    if seen.quiet_looks and first < apart:
+        return Wait(recheck=apart - first)
+    return _unanswered(seen, seen.since_exit, deadlines, "the agent had ended")
 
 
-def _numbered(pull: PullRequest, what: str) -> str:
+def _named(pull: PullRequest | None, what: str) -> str:
+    if pull is None:
+        return f"pull request {what}"
     return f"pull request {pull.number} {what}" if pull.number else f"branch {pull.branch} {what}"
+
+
+def _rounded(span: timedelta) -> timedelta:
+    return span - timedelta(microseconds=span.microseconds)

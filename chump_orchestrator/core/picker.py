@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
+from heapq import merge
+from itertools import islice
 
-from chump_orchestrator.core.backlog import Backlog
+from chump_orchestrator.core.backlog import Backlog, Lane, Ready, lane_of
 from chump_orchestrator.core.gap import PERPETUAL, Effort, Gap, Kind, Priority, Rejection
 
 _PRIORITY_RANK = {priority: rank for rank, priority in enumerate(Priority)}
@@ -39,7 +42,7 @@ class Refusal:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Choice:
     """What `choose` decided.
 
@@ -47,9 +50,24 @@ class Choice:
     All are in the order in which they would be worked on, `refused` in that of the backlog.
     """
 
+    # Only `picked` is needed to go on; the rest looks at every gap, so it is put off until asked.
+
     picked: tuple[Gap, ...]
-    waiting: tuple[Gap, ...]
-    refused: tuple[Refusal, ...]
+    _backlog: Backlog = field(repr=False)
+    _policy: PickPolicy = field(repr=False)
+
+    @cached_property
+    def waiting(self) -> tuple[Gap, ...]:
+        """The eligible gaps for which there was no slot."""
+        return tuple(_eligible(self._backlog, self._policy))[len(self.picked) :]
+
+    @cached_property
+    def refused(self) -> tuple[Refusal, ...]:
+        """The open gaps that are not eligible, with the reasons."""
+        refusals = (
+            refusal(gap, self._backlog, self._policy) for gap in self._backlog.gaps if gap.is_open
+        )
+        return tuple(one for one in refusals if one is not None)
 
     def reasons(self) -> tuple[Refusal, ...]:
         """Return a reason for every open gap that is not picked (behaviour K5)."""
@@ -63,22 +81,7 @@ class Choice:
 
 def choose(backlog: Backlog, slots: int, policy: PickPolicy) -> Choice:
     """Decide which gaps to dispatch into `slots` free slots, and why not the others."""
-    done = backlog.done
-    known = {gap.id: gap for gap in backlog.gaps}
-    rejected = {entry.id: entry for entry in backlog.rejected}
-    eligible: list[Gap] = []
-    refused: list[Refusal] = []
-    for gap in backlog.gaps:
-        if not gap.is_open:
-            continue
-        reason = _objection(gap, backlog, policy, done, known, rejected)
-        if reason is None:
-            eligible.append(gap)
-        else:
-            refused.append(Refusal(gap.id, reason))
-    ordered = in_order(eligible, biased_domain(backlog, policy), policy)
-    cut = max(slots, 0)
-    return Choice(ordered[:cut], ordered[cut:], tuple(refused))
+    return Choice(tuple(islice(_eligible(backlog, policy), max(slots, 0))), backlog, policy)
 
 
 def pick(backlog: Backlog, slots: int, policy: PickPolicy) -> tuple[Gap, ...]:
@@ -88,24 +91,15 @@ def pick(backlog: Backlog, slots: int, policy: PickPolicy) -> tuple[Gap, ...]:
 
 def refusal(gap: Gap, backlog: Backlog, policy: PickPolicy) -> Refusal | None:
     """Return why `gap` is not eligible, or `None` when it is."""
-    known = {other.id: other for other in backlog.gaps}
-    rejected = {entry.id: entry for entry in backlog.rejected}
-    reason = _objection(gap, backlog, policy, backlog.done, known, rejected)
+    reason = _objection(gap, backlog, policy)
     return None if reason is None else Refusal(gap.id, reason)
 
 
-def _objection(
-    gap: Gap,
-    backlog: Backlog,
-    policy: PickPolicy,
-    done: frozenset[str],
-    known: dict[str, Gap],
-    rejected: dict[str, Rejection],
-) -> str | None:
+def _objection(gap: Gap, backlog: Backlog, policy: PickPolicy) -> str | None:
     """Return the first reason not to pick `gap`, the one a person can do most about first."""
     if not gap.is_open:
         return f"its status is {gap.status or 'missing'}"
-    if gap.id in backlog.shipped:
+    if _is_finished(gap, backlog):
         return f"shipped by this orchestrator on {backlog.shipped[gap.id]}, its entry still open"
     if gap.status == PERPETUAL and gap.kind is not Kind.SYSTEM:
         return "perpetual gaps are dispatched for kind system only"
@@ -123,17 +117,25 @@ def _objection(
         until = f", until {hold.until:%Y-%m-%dT%H:%M:%SZ}" if hold.until else ""
         return f"{hold.kind}: {hold.reason}{until}"
     for needed in gap.depends_on:
-        if needed not in done:
-            return _unmet(needed, known, rejected)
+        if not backlog.is_done(needed):
+            return _unmet(needed, backlog)
     return None
 
 
-def _unmet(needed: str, known: dict[str, Gap], rejected: dict[str, Rejection]) -> str:
-    if needed in known:
-        return f"waits for {needed}, whose status is {known[needed].status or 'missing'}"
-    if needed in rejected:
-        return f"waits for {needed}, which was left out: {rejected[needed].reason}"
-    return f"waits for {needed}, which is nowhere in the backlog"
+def _is_finished(gap: Gap, backlog: Backlog) -> bool:
+    """Say whether we shipped an open gap; a perpetual one only rests (see `HoldKind.RESTING`)."""
+    return gap.status != PERPETUAL and gap.id in backlog.shipped
+
+
+def _unmet(needed: str, backlog: Backlog) -> str:
+    entry = backlog.find(needed)
+    match entry:
+        case Gap():
+            return f"waits for {needed}, whose status is {entry.status or 'missing'}"
+        case Rejection():
+            return f"waits for {needed}, which was left out: {entry.reason}"
+        case None:
+            return f"waits for {needed}, which is nowhere in the backlog"
 
 
 def biased_domain(backlog: Backlog, policy: PickPolicy) -> str | None:
@@ -144,32 +146,93 @@ def biased_domain(backlog: Backlog, policy: PickPolicy) -> str | None:
     """
     if policy.bias_window < 1:
         return None
-
-    def when(gap: Gap) -> date:
-        return gap.closed_date or backlog.shipped.get(gap.id) or date.min
-
-    done = backlog.done
-    shipped = sorted((gap for gap in backlog.gaps if gap.id in done), key=when, reverse=True)
-    window = shipped[: policy.bias_window]
-    if not window:
+    ours = [gap for one in backlog.shipped if (gap := backlog.index.gaps.get(one)) is not None]
+    theirs = (gap for gap in backlog.index.closed if gap.id not in backlog.shipped)
+    latest = [*ours, *islice(theirs, policy.bias_window)]
+    latest.sort(key=lambda gap: gap.order)
+    latest.sort(
+        key=lambda gap: gap.closed_date or backlog.shipped.get(gap.id) or date.min, reverse=True
+    )
+    shares = Counter(gap.domain for gap in latest[: policy.bias_window]).most_common(1)
+    if not shares:
         return None
-    domain, count = Counter(gap.domain for gap in window).most_common(1)[0]
+    domain, count = shares[0]
     return domain if count / policy.bias_window > policy.bias_threshold else None
 
 
-def in_order(gaps: Sequence[Gap], biased: str | None, policy: PickPolicy) -> tuple[Gap, ...]:
-    """Return `gaps` in the order of work (behaviour K2, K3).
+_Rung = tuple[int, bool, int]
+
+
+def _rung(priority: Priority, effort: Effort, policy: PickPolicy, *, is_biased: bool) -> _Rung:
+    """Return where gaps of this kind stand; those of one rung follow the backlog's order.
 
     Gaps of the biased domain stand one priority lower and behind the others of that level; P0
-    always leads.
+    always leads (behaviour K2, K3).
     """
+    rank = _PRIORITY_RANK[priority]
+    held_back = is_biased and priority is not Priority.P0
+    if held_back:
+        rank = min(rank + 1, len(_PRIORITY_RANK) - 1)
+    return rank, held_back, _EFFORT_RANK[effort] if policy.by_effort else 0
 
-    def place(gap: Gap) -> tuple[int, bool, int, int]:
-        rank = _PRIORITY_RANK[gap.priority]
-        held_back = gap.domain == biased and gap.priority is not Priority.P0
-        if held_back:
-            rank = min(rank + 1, len(_PRIORITY_RANK) - 1)
-        effort = _EFFORT_RANK[gap.effort] if policy.by_effort else 0
-        return rank, held_back, effort, gap.order
+
+def in_order(gaps: Sequence[Gap], biased: str | None, policy: PickPolicy) -> tuple[Gap, ...]:
+    """Return `gaps` in the order of work (behaviour K2, K3)."""
+
+    def place(gap: Gap) -> tuple[_Rung, int]:
+        is_biased = gap.domain == biased
+        return _rung(gap.priority, gap.effort, policy, is_biased=is_biased), gap.order
 
     return tuple(sorted(gaps, key=place))
+
+
+def _eligible(backlog: Backlog, policy: PickPolicy) -> Iterator[Gap]:
+    """Yield the eligible gaps in the order of work, looking no further than is asked."""
+    biased = biased_domain(backlog, policy)
+    rungs: dict[_Rung, list[Iterable[Ready]]] = {}
+    for lane, members in (*backlog.index.lanes.items(), *_released(backlog).items()):
+        if not _allows(policy, lane):
+            continue
+        fair = _rung(lane.priority, lane.effort, policy, is_biased=False)
+        held = _rung(lane.priority, lane.effort, policy, is_biased=True)
+        if biased is None or fair == held:
+            rungs.setdefault(fair, []).append(members)
+        else:
+            rungs.setdefault(fair, []).append(_others(members, biased))
+            rungs.setdefault(held, []).append(_those(members, biased))
+    for rung in sorted(rungs):
+        for ready in merge(*rungs[rung]):
+            gap = ready.gap
+            if gap.id not in backlog.holds and not _is_finished(gap, backlog):
+                yield gap
+
+
+def _released(backlog: Backlog) -> dict[Lane, list[Ready]]:
+    """Return the open gaps that waited for nothing but what we shipped."""
+    lanes: dict[Lane, list[Ready]] = {}
+    waiting = backlog.index.waiting
+    for ready in {
+        ready.at: ready for one in backlog.shipped for ready in waiting.get(one, ())
+    }.values():
+        if all(backlog.is_done(needed) for needed in ready.gap.depends_on):
+            lanes.setdefault(lane_of(ready.gap), []).append(ready)
+    for lane in lanes.values():
+        lane.sort()
+    return lanes
+
+
+def _allows(policy: PickPolicy, lane: Lane) -> bool:
+    return (
+        (policy.kind is None or lane.kind is policy.kind)
+        and lane.priority in policy.priorities
+        and lane.effort not in policy.exclude_efforts
+        and (lane.opted_in or not policy.require_opt_in)
+    )
+
+
+def _others(members: Iterable[Ready], domain: str) -> Iterator[Ready]:
+    return (ready for ready in members if ready.domain != domain)
+
+
+def _those(members: Iterable[Ready], domain: str) -> Iterator[Ready]:
+    return (ready for ready in members if ready.domain == domain)

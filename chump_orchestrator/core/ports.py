@@ -335,6 +335,18 @@ class Ledger(Protocol):
         """Store the state of the fuse."""
         ...
 
+    async def request_dispatch(self, gap: str) -> None:
+        """Store that an operator wants this gap dispatched next; lasts over restarts."""
+        ...
+
+    async def requested(self) -> tuple[str, ...]:
+        """Return the gaps that were asked for, oldest first."""
+        ...
+
+    async def request_done(self, gap: str) -> None:
+        """Forget such a request."""
+        ...
+
 
 class Journal(Protocol):
     """What is kept to learn from, shared with other tools."""

@@ -84,7 +84,12 @@ class DispatchState(StrEnum):
     @property
     def is_active(self) -> bool:
         """Whether it may still have an agent, or an outcome to come."""
-        return self in (self.PLANNED, self.LAUNCHING, self.RUNNING, self.EXITED)
+        return self in (
+            DispatchState.PLANNED,
+            DispatchState.LAUNCHING,
+            DispatchState.RUNNING,
+            DispatchState.EXITED,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.gap import Effort, Priority, domain_of
@@ -102,8 +102,8 @@ class RoutingRow:
 def notes(reflection: Reflection) -> str:
     """Return backend and, for failures, cause on the first line; the tail below (behaviour R2)."""
     first = f"backend={reflection.backend}"
-    if reflection.cause is not None and reflection.outcome.outcome_class == "failure":
-        first += f" cause:{reflection.cause}"
+    if reflection.outcome.outcome_class == "failure":
+        first += f" cause:{reflection.cause or Cause.UNKNOWN}"
     return "\n".join((first, *reflection.tail))
 
 
@@ -144,7 +144,7 @@ def target_row(reflection: Reflection) -> TargetRow:
 def routing_row(reflection: Reflection) -> RoutingRow:
     """Return the row for `routing_outcomes` (behaviour R5)."""
     return RoutingRow(
-        recorded_at=f"{reflection.ended_at:%Y-%m-%dT%H:%M:%SZ}",
+        recorded_at=f"{reflection.ended_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
         task_class=reflection.task_class or None,
         priority=reflection.priority,
         effort=reflection.effort,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from chump_orchestrator.core.errors import ConfigError
-from chump_orchestrator.core.gap import Effort, Gap, Priority, plain
+from chump_orchestrator.core.gap import Effort, Gap, Priority, is_null, on_one_line
 
 BUILT_IN_CLASSES = {"EVAL-": "research", "RESEARCH-": "research", "COG-": "cognition"}
 """Beginnings of ids that tell the task class (behaviour G2)."""
@@ -65,15 +65,16 @@ def task_class(gap_id: str, classes: Mapping[str, str] | None = None) -> str:
     `classes` adds beginnings of ids or replaces the built-in ones; the longest one that fits
     counts.
     """
-    known = {**BUILT_IN_CLASSES, **(classes or {})}
-    fitting = [start for start in known if gap_id.upper().startswith(start.upper())]
+    ours = {start.upper(): name for start, name in (classes or {}).items()}
+    known = {**BUILT_IN_CLASSES, **ours}
+    fitting = [start for start in known if gap_id.upper().startswith(start)]
     return known[max(fitting, key=len)] if fitting else ""
 
 
 def route(gap: Gap, policy: RoutePolicy) -> tuple[Route, ...]:
     """Return the candidates for `gap`, best first, never none, each with its reason."""
     if policy.override is not None:
-        return (policy.override,)
+        return (_because(policy.override, "the operator's override"),)
     kind_of_task = task_class(gap.id, policy.classes)
     for number, rule in enumerate(policy.table.rules, 1):
         if rule.matches(gap, kind_of_task):
@@ -84,7 +85,7 @@ def route(gap: Gap, policy: RoutePolicy) -> tuple[Route, ...]:
             _because(candidate, "default of the routing table")
             for candidate in policy.table.default_candidates
         )
-    return (policy.default,)
+    return (_because(policy.default, "the default backend"),)
 
 
 def _because(candidate: Route, label: str) -> Route:
@@ -97,92 +98,113 @@ def read_table(document: object, backends: Collection[str], file: str) -> Routin
     Keys that are not known are ignored, as older tables carry some. Raises `ConfigError` with
     every problem at once; a backend that is not among `backends` is one.
     """
-    problems: list[str] = []
-    if document is None:
+    if _is_nothing(document):
         return RoutingTable()
     if not isinstance(document, Mapping):
-        msg = f"{file}: expected a mapping with routes and default_candidates"
-        raise ConfigError(msg)
-    default = _candidates(document.get("default_candidates"), "default_candidates", problems)
-    rules: list[Rule] = []
-    raw_rules = document.get("routes")
-    if raw_rules is not None and not isinstance(raw_rules, list):
-        problems.append("routes: expected a list")
-        raw_rules = None
-    for number, raw in enumerate(raw_rules or (), 1):
-        where = f"routes[{number}]"
+        raise ConfigError(f"{file}: expected a mapping with routes and default_candidates")
+    reader = _Reader(frozenset(backends))
+    default = reader.candidates(document.get("default_candidates"), "default_candidates")
+    rules = reader.rules(document.get("routes"))
+    if reader.problems:
+        raise ConfigError("\n".join(f"{file}: {problem}" for problem in reader.problems))
+    return RoutingTable(rules, default)
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and is_null(value))
+
+
+_PRIORITIES = {priority.lower(): str(priority) for priority in Priority}
+_EFFORTS = {effort.lower(): str(effort) for effort in Effort}
+
+
+class _Reader:
+    """Reads the parts of a routing file and collects what is wrong with them."""
+
+    def __init__(self, backends: frozenset[str]) -> None:
+        self.problems: list[str] = []
+        self._backends = backends
+
+    def rules(self, raw: object) -> tuple[Rule, ...]:
+        if _is_nothing(raw):
+            return ()
+        if not isinstance(raw, list):
+            self.problems.append("routes: expected a list")
+            return ()
+        found = (self._rule(item, f"routes[{number}]") for number, item in enumerate(raw, 1))
+        return tuple(rule for rule in found if rule is not None)
+
+    def _rule(self, raw: object, where: str) -> Rule | None:
         if not isinstance(raw, Mapping):
-            problems.append(f"{where}: expected a mapping with match and candidates")
-            continue
-        candidates = _candidates(raw.get("candidates"), f"{where}.candidates", problems)
-        if not candidates and not problems:
-            problems.append(f"{where}.candidates: at least one is needed")
-        match = raw.get("match") or {}
+            self.problems.append(f"{where}: expected a mapping with match and candidates")
+            return None
+        match = raw.get("match")
+        if _is_nothing(match):
+            match = {}
         if not isinstance(match, Mapping):
-            problems.append(f"{where}.match: expected a mapping")
-            continue
-        priorities = _words(match, "priority", where, problems, tuple(Priority), str.upper)
-        efforts = _words(match, "effort", where, problems, tuple(Effort), str.lower)
-        classes = _words(match, "task_class", where, problems, (), str)
-        rules.append(Rule(candidates, priorities, efforts, classes, _text(raw.get("why"))))
-    every = [*default, *(c for rule in rules for c in rule.candidates)]
-    problems += (
-        f"no backend named {name!r}; installed: {', '.join(sorted(backends))}"
-        for name in dict.fromkeys(c.backend for c in every)
-        if name not in backends
-    )
-    if problems:
-        raise ConfigError("\n".join(f"{file}: {problem}" for problem in problems))
-    return RoutingTable(tuple(rules), default)
-
-
-def _text(value: object) -> str:
-    return plain(value).strip() if isinstance(value, str) else ""
-
-
-def _candidates(raw: object, where: str, problems: list[str]) -> tuple[Route, ...]:
-    if raw is None:
-        return ()
-    if not isinstance(raw, list):
-        problems.append(f"{where}: expected a list of candidates")
-        return ()
-    found: list[Route] = []
-    for number, item in enumerate(raw, 1):
-        backend = _text(item.get("backend")) if isinstance(item, Mapping) else ""
-        if not isinstance(item, Mapping) or not backend:
-            problems.append(f"{where}[{number}]: expected a mapping with a backend")
-            continue
-        found.append(
-            Route(
-                canonical_backend(backend),
-                _text(item.get("model")),
-                _text(item.get("provider_pfx")),
-                _text(item.get("why")),
-            )
+            self.problems.append(f"{where}.match: expected a mapping")
+            return None
+        listed = raw.get("candidates")
+        if _is_nothing(listed) or listed == []:
+            self.problems.append(f"{where}.candidates: at least one is needed")
+        return Rule(
+            self.candidates(listed, f"{where}.candidates"),
+            self._words(match.get("priority"), f"{where}.match.priority", _PRIORITIES),
+            self._words(match.get("effort"), f"{where}.match.effort", _EFFORTS),
+            self._words(match.get("task_class"), f"{where}.match.task_class", None),
+            self._text(raw.get("why"), f"{where}.why"),
         )
-    return tuple(found)
 
+    def candidates(self, raw: object, where: str) -> tuple[Route, ...]:
+        if _is_nothing(raw):
+            return ()
+        if not isinstance(raw, list):
+            self.problems.append(f"{where}: expected a list of candidates")
+            return ()
+        found = (self._candidate(item, f"{where}[{number}]") for number, item in enumerate(raw, 1))
+        return tuple(route for route in found if route is not None)
 
-def _words(
-    match: Mapping[str, object],
-    key: str,
-    where: str,
-    problems: list[str],
-    valid: tuple[str, ...],
-    fold: Callable[[str], str],
-) -> frozenset[str]:
-    raw = match.get(key)
-    items = raw if isinstance(raw, list) else [] if raw is None else [raw]
-    texts = [item for item in items if isinstance(item, str)]
-    if len(texts) < len(items):
-        problems.append(f"{where}.match.{key}: expected text or a list of texts")
-        return frozenset()
-    words = frozenset(fold(text.strip()) for text in texts)
-    unknown = sorted(words - set(valid)) if valid else []
-    problems += (
-        f"{where}.match.{key}: {word!r} is not among {', '.join(valid)}" for word in unknown
-    )
-    return words
+    def _candidate(self, raw: object, where: str) -> Route | None:
+        if not isinstance(raw, Mapping) or _is_nothing(raw.get("backend")):
+            self.problems.append(f"{where}: expected a mapping with a backend")
+            return None
+        backend = canonical_backend(self._text(raw.get("backend"), f"{where}.backend"))
+        if backend and backend not in self._backends:
+            installed = ", ".join(sorted(self._backends))
+            self.problems.append(
+                f"{where}.backend: no backend named {backend!r}; installed: {installed}"
+            )
+        return Route(
+            backend,
+            self._text(raw.get("model"), f"{where}.model"),
+            self._text(raw.get("provider_pfx"), f"{where}.provider_pfx"),
+            self._text(raw.get("why"), f"{where}.why"),
+        )
+
+    def _text(self, value: object, where: str) -> str:
+        if _is_nothing(value):
+            return ""
+        if isinstance(value, str):
+            return on_one_line(value)
+        self.problems.append(f"{where}: expected text; put it in quotes")
+        return ""
+
+    def _words(self, raw: object, where: str, valid: Mapping[str, str] | None) -> frozenset[str]:
+        if _is_nothing(raw):
+            return frozenset()
+        items = raw if isinstance(raw, list) else [raw]
+        texts = [on_one_line(item) for item in items if isinstance(item, str)]
+        if len(texts) < len(items):
+            self.problems.append(f"{where}: expected text or a list of texts")
+            return frozenset()
+        if valid is None:
+            return frozenset(texts)
+        self.problems += (
+            f"{where}: {text!r} is not among {', '.join(valid.values())}"
+            for text in dict.fromkeys(texts)
+            if text.lower() not in valid
+        )
+        return frozenset(valid.get(text.lower(), text) for text in texts)
 
 
 def canonical_backend(name: str) -> str:

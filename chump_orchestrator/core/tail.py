@@ -11,6 +11,7 @@ LINE_BYTES = 8192
 """Longer lines are cut, so that a line without an end cannot fill the memory."""
 
 WORDS = (b"error", b"warn", b"fail", b"panic")
+"""What makes a line telling, in any case; it counts only in the part that is kept."""
 
 
 class Tail:
@@ -20,71 +21,63 @@ class Tail:
     """
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
+        self._lines: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._open = b""
-        self._overflown = False
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream."""
-        if self._overflown:
+        start = 0
+        if self._open:
             first = chunk.find(b"\n")
             if first < 0:
+                self._open += chunk[: LINE_BYTES - len(self._open)]
                 return
-            self.finish()
-            chunk = chunk[first + 1 :]
-        data = self._open + chunk
-        end = data.rfind(b"\n")
+            self._keep(self._open + chunk[: min(first, LINE_BYTES - len(self._open))])
+            start = first + 1
+        end = chunk.rfind(b"\n", start)
         if end >= 0:
-            self._search(data[:end])
-            data = data[end + 1 :]
-        self._overflown = len(data) > LINE_BYTES
-        self._open = data[:LINE_BYTES]
+            self._search(chunk, start, end)
+            start = end + 1
+        self._open = chunk[start : start + LINE_BYTES]
 
     def finish(self) -> None:
         """Take what is left as the last line."""
         self._keep(self._open)
         self._open = b""
-        self._overflown = False
 
     def gap(self) -> None:
         """Forget the open line: bytes between the last chunk and the next are missing."""
         self.finish()
 
     def lines(self) -> tuple[str, ...]:
-        """Return the lines kept so far, oldest first."""
-        return tuple(self._lines)
+        """Return the lines kept so far, oldest first; bytes that are not UTF-8 are replaced."""
+        return tuple(line.decode("utf-8", "replace").rstrip("\r") for line in self._lines)
 
     def _keep(self, line: bytes) -> None:
-        cut = line[:LINE_BYTES]
-        if _tells(cut.lower()):
-            self._lines.append(cut.decode("utf-8", "replace").rstrip("\r"))
+        if _tells(line.lower()):
+            self._lines.append(line)
 
-    def _search(self, block: bytes) -> None:
-        """Find the last telling lines of a block of whole lines, walking backwards.
+    def _search(self, chunk: bytes, start: int, end: int) -> None:
+        """Find the last telling lines of `chunk[start:end]`, which holds whole lines.
 
-        Searching the whole block for each word is some ten times faster than line by line.
+        Each word is searched backwards through all lines at once, which is some ten times faster
+        than looking at every line, and stops when there are as many lines as are kept.
         """
-        lowered = block.lower()
-        if not _tells(lowered):
-            return
-        last = {word: lowered.rfind(word) for word in WORDS}
+        lowered = chunk.lower()
+        places = [lowered.rfind(word, start, end) for word in WORDS]
         found: list[bytes] = []
-        while len(found) < TAIL_LINES:
-            last = {word: at for word, at in last.items() if at >= 0}
-            if not last:
-                break
-            hit = max(last.values())
-            start = lowered.rfind(b"\n", 0, hit) + 1
-            stop = lowered.find(b"\n", hit)
-            cut = block[start : min(start + LINE_BYTES, stop if stop >= 0 else len(block))]
-            if _tells(cut.lower()):
-                found.append(cut)
-            last = {
-                word: at if at < start else lowered.rfind(word, 0, start)
-                for word, at in last.items()
-            }
-        for line in reversed(found):
-            self._keep(line)
+        while len(found) < TAIL_LINES and (hit := max(places)) >= 0:
+            before = lowered.rfind(b"\n", start, hit)
+            line = start if before < 0 else before + 1
+            after = lowered.find(b"\n", hit, end)
+            cut = min(end if after < 0 else after, line + LINE_BYTES)
+            if hit + len(WORDS[0]) <= cut or _tells(lowered[line:cut]):
+                found.append(chunk[line:cut])
+            places = [
+                place if place < line else lowered.rfind(word, start, line)
+                for word, place in zip(WORDS, places, strict=True)
+            ]
+        self._lines.extend(reversed(found))
 
 
 def _tells(lowered: bytes) -> bool:
