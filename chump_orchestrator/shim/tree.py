@@ -11,6 +11,10 @@ else:
     from chump_orchestrator.shim import macos as host
 
 
+_LOOKS = 1000
+"""How often a chain of forks may slip away before its last known link is taken to be alive."""
+
+
 class Tree:
     """The processes of one dispatch.
 
@@ -32,8 +36,22 @@ class Tree:
         return host.has_ended(self.agent)
 
     def living(self) -> set[int]:
-        """Whatever is alive of it."""
-        return set(host.living(self.agent, self._dispatch))
+        """Whatever is alive of it.
+
+        One look is not enough to say that nothing is: a process may have forked and ended between
+        the listing of its parent's children and that of its own. Who ends hands its children to
+        the shim in the same moment, so nothing lives once the shim has no child but the agent.
+        """
+        behind: list[int] = []
+        for _ in range(_LOOKS):
+            found = set(host.living(self.agent, self._dispatch))
+            if found:
+                return found
+            behind = host.adopted(self.agent)
+            if not behind:
+                return set()
+            self.bury_orphans()
+        return set(behind)
 
     def ask_agent(self, number: signal.Signals) -> None:
         """Signal the agent alone: what it started may be ended by it in good order."""

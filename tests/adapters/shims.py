@@ -1,5 +1,6 @@
 """Launches real shims over small agents, and looks at what becomes of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -169,8 +170,12 @@ class Shim:
             self.process.wait(PATIENCE_S)
             if self.process.stdout is not None:
                 self.process.stdout.close()
-        for pid in marked(self.dispatch):
-            os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + PATIENCE_S
+        while (pids := marked(self.dispatch)) and time.monotonic() < until:
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
 
 class Line:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapters.shims import Shim, eventually, marked, python
+from tests.adapters.shims import SHIM, Shim, eventually, marked, python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -228,9 +229,10 @@ def test_a_process_bomb_is_cleared(shim: Shim) -> None:
     script = STUBBORN + (
         "import os\n"
         "print('ready', flush=True)\n"
+        "fuse = time.monotonic() + 60\n"  # should the shim fail, the machine is not lost
         "for _ in range(8):\n"
         "    if os.fork() == 0: break\n"
-        "while True:\n"
+        "while time.monotonic() < fuse:\n"
         "    if os.fork():\n"
         "        time.sleep(0.02)\n"
         "        os._exit(0)\n"  # a new number every moment, never the same parent
@@ -242,6 +244,41 @@ def test_a_process_bomb_is_cleared(shim: Shim) -> None:
 
     assert record["survivors"] == 0
     assert marked(shim.dispatch) == []
+
+
+CHAIN = (
+    "import os, sys, time\n"
+    "fuse = time.monotonic() + 60\n"
+    "while time.monotonic() < fuse:\n"
+    "    if os.fork(): os._exit(0)\n"  # none lives longer than it takes to fork
+)
+
+LOOKER = (
+    "import os, sys\n"
+    "sys.path.insert(0, sys.argv[1])\n"
+    "from chump_orchestrator.shim import tree\n"
+    "tree.adopt_orphans()\n"
+    "agent = os.fork()\n"
+    "if agent == 0: os.execv(sys.executable, [sys.executable, '-I', '-S', '-c', sys.argv[2]])\n"
+    "watched = tree.Tree(agent, 'a-1')\n"
+    "while not watched.has_agent_ended(): pass\n"
+    "looks = [bool(watched.living()) for _ in range(500)]\n"
+    "while watched.living(): watched.kill_all()\n"
+    "print(sum(looks))\n"
+)
+
+
+def test_a_chain_of_forks_is_never_taken_for_gone() -> None:
+    """Each link lives for less time than a look at all of them takes."""
+    looker = subprocess.run(
+        python(LOOKER, str(SHIM.parents[1]), CHAIN),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (looker.stdout, looker.stderr) == ("500\n", "")
 
 
 def test_the_end_of_the_host_is_recorded(shim: Shim) -> None:
