@@ -22,6 +22,10 @@ help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do \
 		printf '  make %-10s %s\n' "$$name" "$$text"; done
 
+.PHONY: demo
+demo: $(STAMP) ## Drain a made-up backlog with the real daemon; no account, no network
+	@$(BIN)/chump-orchestrator demo
+
 .PHONY: test
 test: lint types contracts docs ## Every check, then every test; skipped tests are named at the end
 	@echo '== pytest'
@@ -60,6 +64,10 @@ docs: $(STAMP) ## The documentation, into .build/docs; warnings are errors
 .PHONY: unit
 unit: $(STAMP) ## The tests that take no more than moments
 	@$(PYTEST) -m 'not slow'
+
+.PHONY: bench
+bench: $(STAMP) ## Measurements, one at a time, printed
+	@for bench in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python "$$bench" || exit 1; done
 
 .PHONY: coverage
 coverage: $(STAMP) ## Lines and branches that the tests reach; needs Python 3.12 or newer

@@ -39,6 +39,7 @@ REGISTRY_HOSTS = tuple(
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"} | {
     f"a{level}" for level in ("debug", "info", "warning", "error", "exception", "critical")
 }
+ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb"}
 LOGGERS = {"log", "_log", "logger", "_logger"}
 EVENT = re.compile(r"[a-z][a-z_]*(\.[a-z][a-z_]*)+")
 
@@ -201,10 +202,16 @@ def test_only_config_reads_the_environment() -> None:
     readers = {
         name_of(path)
         for path in modules()
-        if {"environ", "environb", "getenv"} & set(_names_in(ast.parse(path.read_text("utf-8"))))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) in ENVIRONMENT)
+        or (isinstance(node, ast.ImportFrom) and node.module == "os" and _imports_it(node))
     }
 
     assert readers - {"chump_orchestrator/config.py"} == set()
+
+
+def _imports_it(node: ast.ImportFrom) -> bool:
+    return bool({f"os.{alias.name}" for alias in node.names} & ENVIRONMENT)
 
 
 def test_every_event_has_a_noun_and_a_past_participle() -> None:

@@ -45,6 +45,9 @@ KEPT_VARIABLES = re.compile(
 
 OVER_THE_NETWORK = frozenset({"fetch", "ls-remote", "push"})
 
+MOVED_WAITS_S = (0.02, 0.1, 0.3)
+"""Pauses before a fetch is tried again whose ref an agent's own push or fetch has just moved."""
+
 PASSING = re.compile(
     r"\.lock'?: File exists|unable to create '[^']*\.lock|cannot lock ref|could not lock"
     r"|could not resolve|could not read from remote|unable to access|unable to look up"
@@ -188,6 +191,17 @@ class Git:
             fetches.ended, fetches.failure = number, None
 
     async def _fetch(self, remote: str, refspecs: Sequence[str], limit: timedelta) -> None:
+        for wait_s in (*MOVED_WAITS_S, None):
+            try:
+                await self._fetch_once(remote, refspecs, limit)
+            except Unavailable as error:
+                if wait_s is None or "cannot lock ref" not in str(error):
+                    raise
+                await anyio.sleep(wait_s)
+            else:
+                return
+
+    async def _fetch_once(self, remote: str, refspecs: Sequence[str], limit: timedelta) -> None:
         async with self.lock():
             await self.text(
                 "fetch",

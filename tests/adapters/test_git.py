@@ -256,3 +256,22 @@ async def test_where_there_is_no_work_tree_the_remedy_is_told(tmp_path: Path) ->
     for start in (repository.origin, linked):
         with pytest.raises(Refused, match="without --bare"):
             await find_repository(start, env())
+
+
+async def test_a_ref_that_an_agent_moves_during_a_fetch_is_fetched_again(tmp_path: Path) -> None:
+    """Agents push from worktrees of the same repository, which moves the very ref we fetch."""
+    repository = a_repository(tmp_path)
+    git = Git(repository.root, os.environ)
+    held = repository.root / ".git" / "refs" / "remotes" / "origin" / "main.lock"
+    held.touch()
+    repository.git("config", "core.filesRefLockTimeout", "1")
+    repository.push_elsewhere("main")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(git.fetch, "origin", ["+refs/heads/main:refs/remotes/origin/main"])
+        await anyio.sleep(0.15)
+        held.unlink()
+
+    assert (
+        repository.head("origin/main") == repository.git("ls-remote", "origin", "main").split()[0]
+    )

@@ -1,0 +1,208 @@
+"""One agent, as its shim and its files tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from chump_orchestrator.adapters.local.files import read_log
+from chump_orchestrator.adapters.local.output import Output
+from chump_orchestrator.adapters.local.remains import Found, Stage, instant, is_held, look
+from chump_orchestrator.adapters.local.wire import ask, listen
+from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.core.outcome import Exit, StopReason
+from chump_orchestrator.core.ports import Clock
+
+_STREAMS = ("stdout", "stderr")
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.05
+_RECONNECT_S = 1.0
+_GONE = "the files of the dispatch have gone"
+
+
+class ShimAgent:
+    """An agent under a shim, running or ended; see `core.ports.Agent`.
+
+    `active_s` and `silent_s` are what they were when this was made. `reap` is called when the
+    shim has ended.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        clock: Clock,
+        reap: Callable[[], None],
+        *,
+        pid: int,
+        active_s: float = 0.0,
+        silent_s: float = 0.0,
+    ) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._reap = reap
+        self._pid = pid
+        self._began = clock.monotonic() - active_s
+        self._last_at = clock.monotonic() - silent_s
+        self._output = Output()
+        self._exit: Exit | None = None
+        self._ended_at: datetime | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def exit(self) -> Exit | None:
+        return self._exit
+
+    @property
+    def ended_at(self) -> datetime | None:
+        return self._ended_at
+
+    def active(self) -> timedelta:
+        if self._exit is not None:
+            return self._exit.active
+        return timedelta(seconds=self._clock.monotonic() - self._began)
+
+    def silent(self) -> timedelta:
+        return timedelta(seconds=self._clock.monotonic() - self._last_at)
+
+    def tail(self) -> tuple[str, ...]:
+        return self._output.tail.lines()
+
+    def last_words(self) -> str:
+        return self._output.last_words()
+
+    async def follow(self, on_line: Callable[[str], None]) -> Exit:
+        if self._exit is None:
+            async with anyio.create_task_group() as group:
+                for stream in _STREAMS:
+                    group.start_soon(self._listen, stream, on_line)
+            ended = await self._await_end()
+        else:
+            ended = self._exit
+        for stream in _STREAMS:
+            await self._read_rest(stream, on_line)
+        await self._output.finish(on_line)
+        return ended
+
+    async def stop(self, reason: StopReason, *, now: bool = False) -> None:
+        await self._tell({"op": "stop", "reason": reason.value, "now": now})
+
+    async def extend(self, hard: timedelta) -> None:
+        await self._tell({"op": "deadline", "hard_s": hard.total_seconds()})
+
+    def end(self, found: Found) -> Exit:
+        """Take over how it ended from what was found of it."""
+        if found.stage is Stage.ENDED:
+            self._exit = _exit_of(found.record)
+            self._ended_at = instant(found.record.get("ended_at")) or self._clock.now()
+        else:
+            self._exit = Exit(lost=_GONE, clean=False, active=self.active())
+            self._ended_at = self._clock.now()
+        return self._exit
+
+    async def rebuild(self) -> None:
+        """Read the tail and the last words of an ended agent back from its logs."""
+        await anyio.to_thread.run_sync(self._reread)
+
+    async def _tell(self, request: dict[str, object]) -> None:
+        if self._exit is not None:
+            return
+        try:
+            answer = await ask(self._directory, request)
+            if answer.get("ok") is True:
+                return
+            status = await ask(self._directory, {"op": "status"})
+        except Unavailable:
+            if (await self._look()).stage is Stage.RUNNING:
+                raise
+            return
+        # A deadline comes too late for an agent that is being stopped, which is no matter.
+        if status.get("state") == "running":
+            raise Refused(
+                f"the shim of {self._directory.name} would not {request['op']}:"
+                f" {answer.get('error')}"
+            )
+
+    async def _listen(self, stream: str, on_line: Callable[[str], None]) -> None:
+        """Follow a stream for as long as the shim lives, over as many connections as it takes."""
+        wait_s = _FIRST_WAIT_S
+
+        async def take(offset: int, data: bytes) -> None:
+            nonlocal wait_s
+            wait_s = _FIRST_WAIT_S
+            self._last_at = self._clock.monotonic()
+            await self._output.take(stream, offset, data, on_line)
+
+        while not await listen(self._directory, stream, self._output.offsets[stream], take):
+            if not await anyio.to_thread.run_sync(is_held, self._directory):
+                return
+            await anyio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _RECONNECT_S)
+
+    async def _await_end(self) -> Exit:
+        wait_s = _FIRST_WAIT_S
+        while (found := await self._look()).stage not in (Stage.ENDED, Stage.NEVER):
+            await anyio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        self._reap()
+        return self.end(found)
+
+    async def _look(self) -> Found:
+        return await anyio.to_thread.run_sync(
+            look, self._directory, self._directory.name, self._clock.now()
+        )
+
+    async def _read_rest(self, stream: str, on_line: Callable[[str], None]) -> None:
+        """Take from the logs what no connection has brought."""
+        while True:
+            offset, data = await anyio.to_thread.run_sync(
+                read_log, self._directory, stream, self._output.offsets[stream]
+            )
+            if not data:
+                return
+            await self._output.take(stream, offset, data, on_line)
+
+    def _reread(self) -> None:
+        errors = partial(read_log, self._directory, "stderr")
+        while (piece := errors(self._output.offsets["stderr"]))[1]:
+            self._output.note("stderr", *piece)
+        self._output.tail.finish()
+        # Standard output is left to `follow`, which hands out its lines.
+        offset = 0
+        while (piece := read_log(self._directory, "stdout", offset))[1]:
+            self._output.keep_end("stdout", piece[1])
+            offset = piece[0] + len(piece[1])
+
+
+def _exit_of(record: dict[str, object]) -> Exit:
+    """The exit that a record tells of, written by the shim or over its grave."""
+    error = record.get("spawn_error")
+    return Exit(
+        code=_whole(record.get("code")),
+        signal=_whole(record.get("signal")),
+        stopped_by=_text(record.get("killed_by")),
+        spawn_error=_text(error.get("message")) if isinstance(error, dict) else "",
+        lost=_text(record.get("lost")),
+        clean=record.get("clean", True) is True and not record.get("survivors"),
+        active=_span(record.get("active_s")),
+        peak_rss_bytes=_whole(record.get("peak_rss_bytes")) or 0,
+        cpu=_span(record.get("cpu_s")),
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _span(value: object) -> timedelta:
+    return timedelta(seconds=value if isinstance(value, int | float) else 0.0)

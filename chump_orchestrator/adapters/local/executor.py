@@ -1,0 +1,219 @@
+"""Launches agents under shims, takes them up again, and clears away what is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from chump_orchestrator.adapters.local.agent import ShimAgent
+from chump_orchestrator.adapters.local.children import Children
+from chump_orchestrator.adapters.local.files import TEMPORARY, delete, locked, sync_folder
+from chump_orchestrator.adapters.local.launching import Launch, launch
+from chump_orchestrator.adapters.local.remains import MARKER, Found, Stage, kill_shim, look
+from chump_orchestrator.adapters.local.wire import ask
+from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Command, Dispatch, Workspace
+from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.core.ports import Clock
+
+DISPATCHES = "d"
+"""Folder of the state that holds one folder for each dispatch."""
+
+STARTING_S = 10.0
+"""How long a shim may take to start its agent before it is stopped."""
+
+_LAUNCHES = 8
+"""Agents started at once; each of them holds a thread until its shim has answered."""
+
+_TRASH = ".trash-"
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.25
+
+Environment = Callable[[tuple[str, ...]], Mapping[str, str]]
+"""Gives what an agent may see of the daemon's environment; the patterns name what else it may."""
+
+
+class LocalExecutor:
+    """Runs agents on this machine; see `core.ports.Executor`.
+
+    `state` is the folder that dispatches lie in. `secrets` gives the values in an environment
+    that must not reach a log, `overlay` is set over what `environment` gives (behaviour D5).
+    """
+
+    def __init__(
+        self,
+        *,
+        state: Path,
+        environment: Environment,
+        secrets: Callable[[Mapping[str, str]], tuple[str, ...]],
+        overlay: Mapping[str, str],
+        clock: Clock,
+        python: str = sys.executable,
+    ) -> None:
+        self._folder = state.absolute() / DISPATCHES
+        self._environment = environment
+        self._secrets = secrets
+        self._overlay = dict(overlay)
+        self._clock = clock
+        self._python = python
+        self._children = Children()
+        self._launches = anyio.CapacityLimiter(_LAUNCHES)
+
+    async def launch(
+        self, dispatch: Dispatch, workspace: Workspace, command: Command, prompt: str
+    ) -> ShimAgent:
+        directory = self._directory(dispatch.id)
+        environment = self._environment_of(dispatch, command)
+        order = Launch(
+            directory=directory,
+            dispatch=dispatch,
+            workspace=workspace,
+            command=command,
+            prompt=prompt,
+            environment=environment,
+            secrets=self._secrets(environment),
+            python=self._python,
+        )
+        self._children.reap()
+        pid = await self._to_its_end(partial(launch, order, self._children))
+        return ShimAgent(directory, self._clock, self._children.reap, pid=pid)
+
+    async def attach(self, dispatch_id: str) -> ShimAgent | None:
+        directory = self._directory(dispatch_id)
+        begun = anyio.current_time()
+        wait_s = _FIRST_WAIT_S
+        while True:
+            self._children.reap()
+            found = await anyio.to_thread.run_sync(look, directory, dispatch_id, self._clock.now())
+            match found.stage:
+                case Stage.NEVER:
+                    return None
+                case Stage.ENDED:
+                    agent = self._agent(directory, found)
+                    agent.end(found)
+                    await agent.rebuild()
+                    return agent
+                case Stage.ENDING:
+                    return self._agent(directory, found)
+                case Stage.RUNNING:
+                    try:
+                        status = await ask(directory, {"op": "status"})
+                    except Unavailable:
+                        # Its socket comes a moment after its record, and goes a moment before.
+                        if anyio.current_time() - begun > STARTING_S:
+                            raise
+                    else:
+                        return self._agent(directory, found, status)
+                case Stage.STARTING:
+                    waited_s = anyio.current_time() - begun
+                    if waited_s > STARTING_S:
+                        await anyio.to_thread.run_sync(kill_shim, directory)
+                    if waited_s > 2 * STARTING_S:
+                        raise Unavailable(
+                            f"dispatch {dispatch_id}: something holds {directory / 'lock'} and"
+                            " starts no agent; see what that is"
+                        )
+            await anyio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    async def known(self) -> tuple[str, ...]:
+        self._children.reap()
+        return await anyio.to_thread.run_sync(_dispatches_in, self._folder)
+
+    async def discard(self, dispatch_id: str) -> None:
+        self._children.reap()
+        await anyio.to_thread.run_sync(_discard, self._directory(dispatch_id))
+
+    def _directory(self, dispatch_id: str) -> Path:
+        if not DISPATCH_ID_PATTERN.fullmatch(dispatch_id):
+            raise Refused(f"{dispatch_id[:80]!r} is no dispatch id; take it from the ledger")
+        return self._folder / dispatch_id
+
+    def _environment_of(self, dispatch: Dispatch, command: Command) -> dict[str, str]:
+        environment = {
+            **self._environment(command.pass_env),
+            **self._overlay,
+            **command.env,
+        }
+        sources = self._environment(tuple(command.env_from.values()))
+        for name, source in command.env_from.items():
+            environment.pop(name, None)
+            if source in sources:
+                environment[name] = sources[source]
+        return environment | {
+            "CHUMP_DISPATCH_DEPTH": "1",
+            MARKER: dispatch.id,
+            "CHUMP_SESSION_ID": dispatch.id,
+            "TMPDIR": str(self._directory(dispatch.id) / TEMPORARY),
+        }
+
+    def _agent(
+        self, directory: Path, found: Found, status: Mapping[str, object] | None = None
+    ) -> ShimAgent:
+        told = status or {}
+        return ShimAgent(
+            directory,
+            self._clock,
+            self._children.reap,
+            pid=int(_number(found.running.get("pid"))),
+            active_s=_number(told.get("active_s")),
+            silent_s=_number(told.get("silent_s")),
+        )
+
+    async def _to_its_end(self, start: Callable[[], int]) -> int:
+        """Run a launch in a thread and wait for it whatever happens, however it is cancelled."""
+        starting = asyncio.ensure_future(  # noqa: TID251 - awaited below, come what may
+            anyio.to_thread.run_sync(start, limiter=self._launches)
+        )
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope(shield=True):
+            while not starting.done():
+                try:
+                    await asyncio.wait({starting})  # noqa: TID251 - must not cancel it
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        if cancelled is not None:
+            if not starting.cancelled():
+                starting.exception()  # seen, though there is nobody left to tell
+            raise cancelled
+        return starting.result()
+
+
+def _dispatches_in(folder: Path) -> tuple[str, ...]:
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise Unavailable(f"{folder} cannot be read: {error.strerror}") from error
+    return tuple(name for name in names if DISPATCH_ID_PATTERN.fullmatch(name))
+
+
+def _discard(directory: Path) -> None:
+    """Delete the folder of a dispatch, and what earlier deletions have left."""
+    try:
+        with locked(directory) as is_ours:
+            if not is_ours:
+                raise Refused(
+                    f"dispatch {directory.name} cannot be discarded: its agent runs; stop it first"
+                )
+            # By one step, so that no half of it is taken for a dispatch.
+            directory.rename(directory.parent / f"{_TRASH}{directory.name}")
+            sync_folder(directory.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise Unavailable(f"{directory} cannot be deleted: {error.strerror}") from error
+    for trash in directory.parent.glob(f"{_TRASH}*"):
+        try:
+            delete(trash)
+        except OSError as error:
+            raise Unavailable(f"{trash} cannot be deleted: {error.strerror}") from error
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

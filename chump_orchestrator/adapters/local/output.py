@@ -1,0 +1,101 @@
+"""What is made of an agent's output while it is followed: lines, telling lines, last words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import anyio.lowlevel
+
+from chump_orchestrator.core.tail import LINE_BYTES, Tail
+
+LAST_BYTES = 16 * 1024
+"""Kept of the end of each stream, for finding causes."""
+
+PIECE = 64 * 1024
+"""Looked at in one turn of the loop at most; takes a millisecond or two."""
+
+_TURN_S = 0.002
+
+
+class Lines:
+    """Splits a stream of bytes, torn anywhere, into lines, each cut at 8 KiB."""
+
+    def __init__(self) -> None:
+        self._open = b""
+
+    def feed(self, chunk: bytes) -> Iterator[str]:
+        """Take the next bytes and return the lines that they complete, without their ends."""
+        first, *others = chunk.split(b"\n")
+        whole = [self._open + first[: LINE_BYTES - len(self._open)], *others]
+        self._open = whole.pop()[:LINE_BYTES]
+        return map(_text, whole)
+
+    def finish(self) -> Iterator[str]:
+        """Return what is left as the last line, if anything is: the stream ends or has a hole."""
+        rest, self._open = self._open, b""
+        return map(_text, [rest] if rest else [])
+
+
+class Output:
+    """Both streams of an agent, as far as they were read."""
+
+    def __init__(self) -> None:
+        self.tail = Tail()
+        self.lines = Lines()
+        self.offsets = {"stdout": 0, "stderr": 0}
+        self._last = {"stdout": b"", "stderr": b""}
+
+    def last_words(self) -> str:
+        """The ends of standard output and standard error, bytes that are not UTF-8 replaced."""
+        return "\n".join(last.decode("utf-8", "replace") for last in self._last.values() if last)
+
+    async def take(
+        self, stream: str, offset: int, data: bytes, on_line: Callable[[str], None]
+    ) -> None:
+        """Take bytes of a stream that begin at `offset`, in turns that no other has to wait for.
+
+        Once begun, all of `data` is taken, also when cancelled.
+        """
+        with anyio.CancelScope(shield=True):
+            for start in range(0, len(data), PIECE):
+                if start:
+                    await anyio.lowlevel.checkpoint()
+                lines = self.note(stream, offset + start, data[start : start + PIECE])
+                await _pass_on(lines, on_line)
+
+    async def finish(self, on_line: Callable[[str], None]) -> None:
+        """Take what is left of either stream as its last line."""
+        self.tail.finish()
+        await _pass_on(self.lines.finish(), on_line)
+
+    def note(self, stream: str, offset: int, data: bytes) -> Iterator[str]:
+        """Take bytes of a stream and return the lines of standard output that they complete."""
+        is_whole = offset == self.offsets[stream]
+        self.offsets[stream] = offset + len(data)
+        self.keep_end(stream, data)
+        if stream == "stdout":
+            rest = iter(()) if is_whole else self.lines.finish()
+            return chain(rest, self.lines.feed(data))
+        if not is_whole:
+            self.tail.gap()
+        self.tail.feed(data)
+        return iter(())
+
+    def keep_end(self, stream: str, data: bytes) -> None:
+        """Keep the end of a stream, of which `data` are the latest bytes."""
+        self._last[stream] = (self._last[stream] + data[-LAST_BYTES:])[-LAST_BYTES:]
+
+
+async def _pass_on(lines: Iterator[str], on_line: Callable[[str], None]) -> None:
+    until = time.perf_counter() + _TURN_S
+    for line in lines:
+        on_line(line)
+        if time.perf_counter() > until:
+            await anyio.lowlevel.checkpoint()
+            until = time.perf_counter() + _TURN_S
+
+
+def _text(line: bytes) -> str:
+    return line[:LINE_BYTES].decode("utf-8", "replace").removesuffix("\r")

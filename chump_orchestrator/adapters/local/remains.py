@@ -1,0 +1,220 @@
+"""What is found of a dispatch, and the burial of an agent whose shim died. Blocks.
+
+The lock tells whether a shim lives. What is decided about a dead one is decided while holding it,
+so that a shim that comes late sees what was decided and leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum, auto
+from pathlib import Path
+
+import psutil
+
+from chump_orchestrator.adapters.local.files import locked, read_object, write_object
+from chump_orchestrator.core.errors import Unavailable
+from chump_orchestrator.shim.files import EXIT, RUNNING, SPEC, TOMBSTONE
+
+if sys.platform == "linux":
+    from chump_orchestrator.shim import linux as host
+else:
+    from chump_orchestrator.shim import macos as host
+
+MARKER = "CHUMP_DISPATCH_ID"
+
+_SWEEP_S = 5.0
+"""How long KILL is repeated before what still lives is left to a person."""
+
+_AGAIN_S = 0.02
+_REBOOTED = "the machine was started anew while the agent ran"
+_SHIM_DIED = "the agent's shim was killed, or died"
+_UNREADABLE = "the record of the agent's end cannot be read"
+_SHIM_FOLDER = "shim"
+
+
+class Stage(Enum):
+    """How far a dispatch has come, as its files and its lock tell."""
+
+    NEVER = auto()
+    STARTING = auto()
+    RUNNING = auto()
+    ENDING = auto()
+    ENDED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found of a dispatch.
+
+    `running` is the record of the start and `record` that of the end; empty if there is none.
+    """
+
+    stage: Stage
+    running: dict[str, object] = field(default_factory=dict)
+    record: dict[str, object] = field(default_factory=dict)
+
+
+def look(directory: Path, dispatch: str, now: datetime) -> Found:
+    """Look at a dispatch, and settle what a dead shim has left open.
+
+    An agent that lost its shim is swept and gets a record that says so, ended at `now`; one that
+    was never started never will be. Raises `Unavailable` when the disk refuses. Takes seconds
+    when processes have to be killed.
+    """
+    try:
+        with locked(directory) as is_ours:
+            running = read_object(directory, RUNNING)
+            record = read_object(directory, EXIT)
+            if not is_ours:
+                if record is not None:
+                    return Found(Stage.ENDING, running or {})
+                stage = Stage.STARTING if running is None else Stage.RUNNING
+                return Found(stage, running or {})
+            if record:
+                return Found(Stage.ENDED, running or {}, record)
+            if running is not None or record is not None:
+                why = "" if record is None else _UNREADABLE
+                record = _bury(directory, dispatch, running or {}, now, why)
+                return Found(Stage.ENDED, running or {}, record)
+            _forbid(directory, dispatch)
+            return Found(Stage.NEVER)
+    except (FileNotFoundError, NotADirectoryError):
+        return Found(Stage.NEVER)
+    except OSError as error:
+        raise Unavailable(
+            f"dispatch {dispatch}: {error.filename or directory} cannot be used:"
+            f" {error.strerror}; see to the disk and its permissions"
+        ) from error
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a shim lives; changes nothing. Not when the folder has gone."""
+    try:
+        with locked(directory) as is_ours:
+            return not is_ours
+    except OSError:
+        return False
+
+
+def give_up(directory: Path, dispatch: str) -> None:
+    """After a failed launch, whose shim is dead: kill what it left, and forbid another start."""
+    until = time.monotonic() + _SWEEP_S
+    with contextlib.suppress(OSError):
+        while time.monotonic() < until:
+            with locked(directory) as is_ours:
+                if is_ours:
+                    sweep(dispatch, read_object(directory, RUNNING) or {})
+                    _forbid(directory, dispatch)
+                    return
+            time.sleep(_AGAIN_S)
+
+
+def kill_shim(directory: Path) -> None:
+    """Kill the shim of a dispatch that never came to start its agent; known by its arguments."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if len(words) > 1 and words[-1] == str(directory) and Path(words[-2]).name == _SHIM_FOLDER:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def sweep(dispatch: str, running: dict[str, object]) -> tuple[int, int]:
+    """Kill what an agent left; how many processes that was, and how many live on regardless.
+
+    They are known by the marker in their environment, and by their process group as long as its
+    leader is the very process that was recorded.
+    """
+    swept: set[int] = set()
+    until = time.monotonic() + _SWEEP_S
+    _kill_group(running)
+    while True:
+        alive = list(_marked(dispatch))
+        swept |= {process.pid for process in alive}
+        if not alive or time.monotonic() >= until:
+            return len(swept), len(alive)
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(_AGAIN_S)
+
+
+def _kill_group(running: dict[str, object]) -> None:
+    match running:
+        case {"pid": int() as pid, "pgid": int() as group, "start": start} if (
+            group > 1 and start is not None and host.start_of(pid) == start
+        ):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        case _:
+            pass
+
+
+def _marked(dispatch: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        if process.pid != os.getpid():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(MARKER) == dispatch and process.status() not in (
+                    psutil.STATUS_ZOMBIE,
+                    psutil.STATUS_DEAD,
+                ):
+                    yield process
+
+
+def _forbid(directory: Path, dispatch: str) -> None:
+    """Have no shim ever start this dispatch."""
+    if not (directory / TOMBSTONE).exists():
+        write_object(directory, TOMBSTONE, {"dispatch": dispatch})
+    sweep(dispatch, {})
+
+
+def _bury(
+    directory: Path, dispatch: str, running: dict[str, object], now: datetime, why: str
+) -> dict[str, object]:
+    """Write the record that the shim could not write."""
+    recorded, this = running.get("boot_id"), host.boot_id()
+    is_rebooted = bool(recorded and this) and recorded != this
+    swept, survivors = (0, 0) if is_rebooted else sweep(dispatch, running)
+    record: dict[str, object] = {
+        "dispatch": dispatch,
+        "lost": why or (_REBOOTED if is_rebooted else _SHIM_DIED),
+        "clean": is_rebooted,
+        "code": None,
+        "signal": None,
+        "killed_by": None,
+        "spawn_error": None,
+        "swept": swept,
+        "survivors": survivors,
+        "active_s": round(_active_s(directory, running), 3),
+        "started_at": running.get("started_at"),
+        "ended_at": now.astimezone(UTC).isoformat(timespec="milliseconds"),
+    }
+    write_object(directory, EXIT, record)
+    return record
+
+
+def _active_s(directory: Path, running: dict[str, object]) -> float:
+    """How long an agent ran at least: until its last output, and never beyond its deadline."""
+    started = instant(running.get("started_at"))
+    if started is None:
+        return 0.0
+    written = [path.stat().st_mtime for path in directory.glob("std*.log")]
+    ran = max([*written, started.timestamp()]) - started.timestamp()
+    hard = (read_object(directory, SPEC) or {}).get("hard_s")
+    return min(ran, float(hard)) if isinstance(hard, int | float) else ran
+
+
+def instant(text: object) -> datetime | None:
+    """Return an instant as the shim writes it, in UTC; `None` when it is none."""
+    with contextlib.suppress(ValueError):
+        if isinstance(text, str):
+            moment = datetime.fromisoformat(text)
+            return moment.astimezone(UTC) if moment.tzinfo else None
+    return None

@@ -1,0 +1,213 @@
+"""The question put to a GitHub, and its answer, read with suspicion. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from chump_orchestrator.adapters.pulls_ours import is_oid
+from chump_orchestrator.core.outcome import Checks, PullState
+
+REQUESTS_PER_BRANCH = 10
+"""Newest first; more than one only where a branch was used again."""
+
+# The checks are those of the head's commit, not of `commits(last: 1)`: that would cost a point
+# more for every ten branches.
+_FRAGMENT = """
+fragment request on PullRequest {
+  number state createdAt headRefOid headRefName isCrossRepository url
+  headRef { target { ... on Commit { oid statusCheckRollup { state } } } }
+}
+"""
+
+_STATES = {"OPEN": PullState.OPEN, "CLOSED": PullState.CLOSED, "MERGED": PullState.MERGED}
+_CHECKS = {
+    "SUCCESS": Checks.PASSING,
+    "FAILURE": Checks.FAILING,
+    "ERROR": Checks.FAILING,
+    "PENDING": Checks.PENDING,
+    "EXPECTED": Checks.PENDING,
+}
+
+_URL = re.compile(r"(?:git\+)?(?:https?|ssh|git)(?:\+ssh)?://(?:[^/@]*@)?([^/:@]+)(?::\d+)?/(.+)")
+_SCP = re.compile(r"(?:[^/@:]+@)?([^/:@]+):(?!/)(.+)")
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+_WORD = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+DEFAULT_HOST = "github.com"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository on a GitHub, as `gh` names it."""
+
+    host: str
+    owner: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.owner}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A pull request as GitHub tells of it, whosesoever; `url` is empty when it is strange."""
+
+    number: int
+    state: PullState
+    created_at: datetime
+    head: str
+    is_fork: bool
+    checks: Checks
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The requests of every branch asked for, and what is left of the hour's budget.
+
+    `None` where the server has no limits.
+    """
+
+    requests: Mapping[str, tuple[Request, ...]]
+    points_left: int | None = None
+    reset_at: datetime | None = None
+
+
+def repository_named(text: str, default_host: str = "") -> Repository | None:
+    """Read `[HOST/]OWNER/NAME`, or a URL; `None` when it is neither."""
+    if ":" in text:
+        return repository_at(text, default_host)
+    host, path = text.split("/", 1) if text.count("/") > 1 else ("", text)
+    return _repository((host or default_host or DEFAULT_HOST).lower(), path)
+
+
+def repository_at(url: str, default_host: str = "") -> Repository | None:
+    """Read a remote's URL: https, ssh, or ssh in the manner of scp; `None` for any other.
+
+    A host without a dot is an alias of ssh's: then it is `default_host`, if there is one.
+    """
+    match = _URL.fullmatch(url) or _SCP.fullmatch(url)
+    if match is None:
+        return None
+    host, path = match[1].lower(), match[2].strip("/")
+    if "." not in host:
+        host = default_host
+    for alias in ("ssh.", "www."):
+        if host == alias + DEFAULT_HOST:
+            host = DEFAULT_HOST
+    return _repository(host, path.removesuffix(".git"))
+
+
+def _repository(host: str, path: str) -> Repository | None:
+    owner, _, name = path.partition("/")
+    if _HOST.fullmatch(host) and _WORD.fullmatch(owner) and _WORD.fullmatch(name):
+        return Repository(host, owner, name)
+    return None
+
+
+def question(repository: Repository, branches: Sequence[str]) -> dict[str, Any]:
+    """Return the GraphQL request about all `branches`; their names travel as variables."""
+    variables = {f"b{n}": branch for n, branch in enumerate(branches)}
+    declared = "".join(f", ${alias}: String!" for alias in variables)
+    rules = (
+        f"first: {REQUESTS_PER_BRANCH}, states: [OPEN, CLOSED, MERGED],"
+        " orderBy: {field: CREATED_AT, direction: DESC}"
+    )
+    aliases = "\n".join(
+        f"    {alias}: pullRequests(headRefName: ${alias}, {rules}) {{ nodes {{ ...request }} }}"
+        for alias in variables
+    )
+    query = (
+        f"query($owner: String!, $name: String!{declared}) {{\n"
+        "  rateLimit { cost remaining resetAt }\n"
+        f"  repository(owner: $owner, name: $name) {{\n{aliases}\n  }}\n}}\n{_FRAGMENT}"
+    )
+    return {
+        "query": query,
+        "variables": {"owner": repository.owner, "name": repository.name, **variables},
+    }
+
+
+def read_answer(text: str, branches: Sequence[str]) -> Answer:
+    """Read the answer to `question`; `ValueError`, with the reason, when it is not plainly one."""
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON came, but {text[:80]!r}") from error
+    if isinstance(answer, dict) and answer.get("errors"):
+        raise ValueError(f"errors came: {json.dumps(answer['errors'])}")
+    data = _part(answer, "data", dict)
+    if "repository" in data and data["repository"] is None:
+        raise ValueError("the answer names no repository")
+    aliases = _part(data, "repository", dict)
+    requests = {
+        branch: tuple(
+            request
+            for node in _part(_part(aliases, f"b{n}", dict), "nodes", list)
+            if (request := _request(node, branch)) is not None
+        )
+        for n, branch in enumerate(branches)
+    }
+    rate = data.get("rateLimit")
+    if rate is None:
+        return Answer(requests)
+    return Answer(requests, _part(rate, "remaining", int), _instant(_part(rate, "resetAt", str)))
+
+
+def _request(node: object, branch: str) -> Request | None:
+    """Read one request; `None` when its branch is named otherwise, be it only by case."""
+    if _part(node, "headRefName", str) != branch:
+        return None
+    head = _part(node, "headRefOid", str)
+    number = _part(node, "number", int)
+    if not is_oid(head) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"a request has head {head!r} and number {number!r}")
+    state = _STATES.get(_part(node, "state", str))
+    if state is None:
+        raise ValueError(f"request {number} is in a state that is none")
+    url = _part(node, "url", str)
+    is_plain = url.startswith("https://") and url == quote(url, safe=":/._-~%")
+    return Request(
+        number=number,
+        state=state,
+        created_at=_instant(_part(node, "createdAt", str)),
+        head=head,
+        is_fork=_part(node, "isCrossRepository", bool),
+        checks=_checks(node, head),
+        url=url if is_plain else "",
+    )
+
+
+def _checks(node: object, head: str) -> Checks:
+    """The state of the head's checks; a branch that is gone, or has moved on, tells nothing."""
+    inner = node
+    for name in ("headRef", "target"):
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or inner.get("oid") != head:
+        return Checks.NONE
+    rollup = inner.get("statusCheckRollup")
+    if rollup is None:
+        return Checks.NONE
+    return _CHECKS.get(_part(rollup, "state", str), Checks.NONE)
+
+
+def _instant(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return moment
+
+
+def _part(whole: object, name: str, kind: type[_T]) -> _T:
+    value = whole.get(name) if isinstance(whole, dict) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"the answer has no {name} that is a {kind.__name__}")  # noqa: TRY004 - foreign
+    return value

@@ -1,0 +1,30 @@
+"""Commands that need no repository: demo and self-test (behaviour C9, F1)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+from chump_orchestrator import logs
+from chump_orchestrator.cli.options import everywhere
+from chump_orchestrator.cli.repository import wait_for
+from chump_orchestrator.demo import demo
+from chump_orchestrator.self_test import self_test
+
+
+@click.command("demo")
+@click.option("--keep", is_flag=True, help="Leave the repository of the demo behind.")
+@everywhere
+def demo_command(*, keep: bool) -> int:
+    """Drain a made-up backlog with scripted agents, without any account."""
+    logs.configure(level="error", format="console")
+    return wait_for(partial(demo, click.echo, keep=keep))
+
+
+@click.command("self-test")
+@everywhere
+def self_test_command() -> int:
+    """Try the whole pipeline with injected faults."""
+    logs.configure(level="critical", format="console")
+    return wait_for(partial(self_test, click.echo))

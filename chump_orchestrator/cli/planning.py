@@ -1,0 +1,126 @@
+"""What would be dispatched now, and why not the rest; looks only (behaviour C6, K5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio.to_thread
+
+from chump_orchestrator import wiring
+from chump_orchestrator.cli.refs import taken_names
+from chump_orchestrator.config import Loaded
+from chump_orchestrator.core.backlog import Backlog
+from chump_orchestrator.core.dispatch import Names, names
+from chump_orchestrator.core.gap import Gap
+from chump_orchestrator.core.picker import Choice, PickPolicy, choose
+from chump_orchestrator.core.records import DispatchState, Record
+from chump_orchestrator.core.routing import Route, RoutePolicy, route
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """A gap that would be dispatched; `worktree` is where, `model` empty for the backend's own."""
+
+    gap: Gap
+    names: Names
+    worktree: Path
+    route: Route
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be dispatched into `slots` free slots; `notes` say what would still hold it up."""
+
+    backlog: Backlog
+    policy: PickPolicy
+    choice: Choice
+    picked: tuple[Picked, ...]
+    slots: int
+    notes: tuple[str, ...]
+
+    def document(self) -> Mapping[str, object]:
+        """Return the shape of `plan --json` (behaviour C6)."""
+        return {
+            "total": self.backlog.total,
+            "open": self.backlog.open,
+            "done": len(self.backlog.done),
+            "picked": [
+                {
+                    "id": one.gap.id,
+                    "priority": str(one.gap.priority),
+                    "effort": str(one.gap.effort),
+                    "title": one.gap.title,
+                    "branch": one.names.branch,
+                    "worktree": str(one.worktree),
+                    "backend": one.route.backend,
+                    "model": one.model or None,
+                }
+                for one in self.picked
+            ],
+            "refused": [
+                {"id": refusal.id, "reason": refusal.reason} for refusal in self.choice.reasons()
+            ],
+            "rejected": rejected(self.backlog),
+        }
+
+
+def rejected(backlog: Backlog) -> list[Mapping[str, object]]:
+    """Return the entries that were left out, with reason and place (behaviour C6)."""
+    return [
+        {
+            "id": entry.id,
+            "reason": entry.reason,
+            "file": entry.place.file,
+            "line": entry.place.line,
+            "column": entry.place.column,
+        }
+        for entry in backlog.rejected
+    ]
+
+
+async def plan(root: Path, loaded: Loaded) -> Plan:
+    """Work out what the daemon would do now with the slots that are free.
+
+    Needs no commit, no remote, no forge and no daemon. Raises `ConfigError` when the backlog or
+    the routing table cannot be used.
+    """
+    settings = loaded.settings
+    backlog = await wiring.read_backlog(root, loaded)
+    async with wiring.open_ledger(root, loaded, readonly=True) as ledger:
+        standing = await wiring.standing(root, loaded, backlog, ledger)
+        active = await ledger.records(active=True)
+        pause = await ledger.pause()
+    routes = await wiring.routes(root, loaded)
+    slots = max(settings.max_parallel - sum(1 for one in active if holds_slot(one)), 0)
+    policy = wiring.pick_policy(settings)
+    choice = choose(standing, slots, policy)
+    base = root / settings.worktrees.base
+    taken = await anyio.to_thread.run_sync(taken_names, root, base, settings.worktrees.prefix)
+    picked = [_picked(gap, standing, loaded, routes, taken, base) for gap in choice.picked]
+    notes = []
+    if pause is not None:
+        notes.append(f"dispatching is paused by {pause.by}: {pause.reason or 'no reason given'}")
+    if slots < settings.max_parallel:
+        notes.append(f"{settings.max_parallel - slots} of {settings.max_parallel} slots are taken")
+    opened = sum(1 for one in active if one.pull is not None and one.pull.state == "open")
+    if opened >= settings.max_open_pulls:
+        notes.append(f"{opened} pull requests are open, and max_open_pulls is reached")
+    return Plan(standing, policy, choice, tuple(picked), slots, tuple(notes))
+
+
+def holds_slot(record: Record) -> bool:
+    """Say whether a dispatch has an agent, or is about to: one that ended holds no slot (K4)."""
+    return record.state.is_active and record.state is not DispatchState.EXITED
+
+
+def _picked(
+    gap: Gap, backlog: Backlog, loaded: Loaded, routes: RoutePolicy, taken: set[str], base: Path
+) -> Picked:
+    others = {other.slug for other in backlog.gaps if other.id != gap.id}
+    found = names(gap, taken | others, prefix=loaded.settings.worktrees.prefix)
+    chosen = route(gap, routes)[0]
+    model = chosen.model or loaded.settings.backend.of(chosen.backend).model
+    return Picked(gap, found, base / found.folder, chosen, model)

@@ -1,0 +1,166 @@
+"""What runs now: as the daemon tells it, or without one as the ledger has it (behaviour C6, C7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chump_orchestrator import wiring
+from chump_orchestrator.adapters.host import HostClock
+from chump_orchestrator.cli import client
+from chump_orchestrator.cli.exits import ExitCode
+from chump_orchestrator.cli.options import Invocation, as_json, everywhere
+from chump_orchestrator.cli.planning import holds_slot
+from chump_orchestrator.cli.render import duration, emit, instant, note, table
+from chump_orchestrator.cli.repository import opened, wait_for
+from chump_orchestrator.config import Loaded
+from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
+from chump_orchestrator.core.gap import on_one_line
+from chump_orchestrator.core.outcome import PullRequest, PullState
+from chump_orchestrator.core.picker import choose
+from chump_orchestrator.core.ports import Ledger
+from chump_orchestrator.core.records import Record
+
+
+@click.command("status")
+@as_json
+@everywhere
+@click.pass_obj
+def status_command(invocation: Invocation, *, as_json: bool) -> int:
+    """Show what runs now."""
+    root, loaded = opened(invocation)
+    code = ExitCode.DONE
+    try:
+        status = client.ask(wiring.control_path(root, loaded), "status")["status"]
+    except client.NotRunning:
+        code = ExitCode.NOT_RUNNING
+        status = wait_for(partial(_from_ledger, root, loaded))
+    if as_json:
+        emit(status)
+    else:
+        _show(status)
+    return code
+
+
+async def _from_ledger(root: Path, loaded: Loaded) -> dict[str, Any]:
+    async with wiring.open_ledger(root, loaded, readonly=True) as ledger:
+        records = await ledger.records(active=True)
+        pause = await ledger.pause()
+        parked = await ledger.parked()
+        ready = await _ready(root, loaded, ledger)
+    now = HostClock().now()
+    return {
+        "daemon": None,
+        "slots": {
+            "used": sum(1 for record in records if holds_slot(record)),
+            "total": loaded.settings.max_parallel,
+        },
+        "ready": ready,
+        "dispatches": [_dispatch(record, now) for record in records],
+        "pause": pause and {"by": pause.by, "reason": pause.reason, "since": instant(pause.since)},
+        "parked": [
+            {
+                "gap": one.gap,
+                "reason": one.reason,
+                "since": instant(one.since),
+                "until": one.until and instant(one.until),
+            }
+            for one in parked
+        ],
+    }
+
+
+async def _ready(root: Path, loaded: Loaded, ledger: Ledger) -> int | None:
+    """Count the eligible gaps; `None`, with a note, when the backlog cannot be read."""
+    try:
+        backlog = await wiring.read_backlog(root, loaded)
+        standing = await wiring.standing(root, loaded, backlog, ledger)
+    except (ConfigError, Refused, Unavailable) as error:
+        note(f"note: the backlog cannot be read: {error}")
+        return None
+    everything = choose(standing, len(standing.gaps), wiring.pick_policy(loaded.settings))
+    return len(everything.picked)
+
+
+def _dispatch(record: Record, now: datetime) -> dict[str, Any]:
+    dispatch, workspace = record.dispatch, record.workspace
+    elapsed = max((now - (record.launched_at or dispatch.created_at)).total_seconds(), 0)
+    soft = dispatch.deadlines.soft.total_seconds()
+    pull = _pull(record.pull)
+    return {
+        "id": dispatch.id,
+        "gap": dispatch.gap.id,
+        "attempt": dispatch.attempt,
+        "state": str(record.state),
+        "backend": dispatch.route.backend,
+        "model": dispatch.route.model or None,
+        "pid": record.pid,
+        "branch": dispatch.names.branch,
+        "worktree": workspace and workspace.path,
+        "elapsed_s": elapsed,
+        "soft_deadline_s": soft,
+        "overdue": pull is None and elapsed > soft,
+        "silent_s": None,
+        "pull": pull,
+        "cost_usd": record.cost_usd,
+        "tokens": record.tokens,
+    }
+
+
+def _pull(pull: PullRequest | None) -> dict[str, Any] | None:
+    if pull is None or pull.state is PullState.NONE:
+        return None
+    return {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)}
+
+
+def _show(status: Mapping[str, Any]) -> None:
+    """Print a status for people; a daemon of another version may leave something out."""
+    daemon = status.get("daemon")
+    if daemon:
+        click.echo(f"{daemon['state']}, pid {daemon['pid']}, since {daemon['since']}")
+    else:
+        click.echo("no daemon runs on this repository")
+    slots = status.get("slots") or {}
+    ready = status.get("ready")
+    click.echo(
+        f"{slots.get('used', '?')} of {slots.get('total', '?')} slots used,"
+        f" {'?' if ready is None else ready} gaps ready"
+    )
+    if daemon and daemon.get("paused_by"):
+        click.echo(f"paused: {on_one_line(str(daemon['paused_by']))}")
+    if daemon and daemon.get("backlog_problem"):
+        click.echo(f"the backlog as last read is in use: {daemon['backlog_problem']}")
+    pause = status.get("pause")
+    if pause:
+        click.echo(f"paused by {pause['by']} since {pause['since']}: {pause['reason'] or '-'}")
+    dispatches = status.get("dispatches") or []
+    if dispatches:
+        click.echo()
+        headers = ("GAP", "TRY", "STATE", "BACKEND", "TIME", "DEADLINE", "SILENT", "PULL", "PID")
+        table(headers, [_shown(one) for one in dispatches])
+    parked = status.get("parked") or []
+    if parked:
+        click.echo()
+        rows = [(one["gap"], one["until"] or "-", one["reason"]) for one in parked]
+        table(("PARKED", "UNTIL", "REASON"), rows)
+
+
+def _shown(one: Mapping[str, Any]) -> tuple[object, ...]:
+    pull = one.get("pull")
+    late = " late" if one.get("overdue") else ""
+    return (
+        one["gap"],
+        one.get("attempt", "-"),
+        one["state"],
+        " ".join(filter(None, (one.get("backend"), one.get("model")))),
+        duration(one.get("elapsed_s")) + late,
+        duration(one.get("soft_deadline_s")),
+        duration(one.get("silent_s")),
+        f"#{pull['number']} {pull['state']}, checks {pull['checks']}" if pull else "-",
+        one.get("pid") or "-",
+    )

@@ -1,0 +1,154 @@
+"""What an operator may ask of a running daemon, and what it answers."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from chump_orchestrator.core.errors import Refused
+from chump_orchestrator.core.outcome import StopReason
+from chump_orchestrator.core.picker import choose
+from chump_orchestrator.daemon.orchestrator import Manner
+
+if TYPE_CHECKING:
+    from chump_orchestrator.daemon.orchestrator import Orchestrator
+    from chump_orchestrator.daemon.roster import Place
+
+SCHEMA_VERSION = 1
+
+
+class Operator:
+    """Answers the control socket. Every answer is quick: what takes time is only begun here."""
+
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        self._daemon = orchestrator
+        self._scheduler = orchestrator.scheduler
+
+    async def status(self) -> dict[str, object]:
+        """Return the shape of `status --json` (behaviour C6)."""
+        daemon, scheduler = self._daemon, self._scheduler
+        pause = await daemon.world.ledger.pause()
+        fuse = await daemon.world.ledger.fuse()
+        paused = pause is not None or fuse.blown_until is not None
+        state = "paused" if daemon.state == "running" and paused else daemon.state
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "daemon": {
+                "pid": os.getpid(),
+                "state": state,
+                "since": f"{daemon.since:%Y-%m-%dT%H:%M:%SZ}",
+                "paused_by": pause.reason if pause else (str(fuse.cause or "") if paused else ""),
+                "backlog_problem": daemon.keeper.problem,
+                "forge_silent_s": self._forge_silent_s(),
+            },
+            "slots": {"used": scheduler.running, "total": daemon.world.policies.max_parallel},
+            "ready": len(scheduler.choice.waiting),
+            "dispatches": [self._dispatch(place) for place in scheduler.roster.values()],
+        }
+
+    async def stop(self, gap: str, now: bool) -> str:  # noqa: FBT001 - as it comes in a request
+        """Stop the agent of a gap; `Refused` when it has none."""
+        place = self._scheduler.roster.get(gap)
+        if place is None:
+            msg = f"{gap} has no dispatch under way; see status"
+            raise Refused(msg)
+        place.request_stop(StopReason.OPERATOR, now=now)
+        return f"stopping {gap} ({place.dispatch or 'being dispatched'})"
+
+    async def drain(self) -> str:
+        """Start nothing more, and end when the last agent has."""
+        self._daemon.end(Manner.DRAIN)
+        return f"draining: {self._scheduler.running} agents still running"
+
+    async def reload(self) -> str:
+        """Read settings and backlog again; `Refused` with what was wrong, the old ones stay."""
+        problems = await self._daemon.reload()
+        if problems:
+            msg = f"kept what was loaded before: {problems}"
+            raise Refused(msg)
+        return "reloaded"
+
+    async def pause(self, reason: str) -> str:
+        """Start nothing more until resumed."""
+        await self._scheduler.pause(reason)
+        return f"paused; {self._scheduler.running} agents go on"
+
+    async def resume(self) -> str:
+        """Dispatch again."""
+        await self._scheduler.resume()
+        return "resumed"
+
+    async def retry(self, gap: str) -> str:
+        """Dispatch a gap as soon as there is a slot, whatever has become of it before."""
+        self._known(gap)
+        if gap in self._scheduler.roster:
+            msg = f"{gap} has a dispatch under way already"
+            raise Refused(msg)
+        await self._daemon.world.ledger.request_dispatch(gap)
+        self._scheduler.bell.ring()
+        return f"{gap} is dispatched next"
+
+    async def release(self, gap: str) -> str:
+        """Free a gap: it is eligible again."""
+        self._known(gap)
+        await self._scheduler.release(gap)
+        return f"{gap} is free"
+
+    async def why(self, gap: str) -> str:
+        """Say where a gap stands, or why it is not picked (behaviour K5)."""
+        place = self._scheduler.roster.get(gap)
+        if place is not None:
+            return f"active: {place.dispatch or 'being dispatched'}"
+        standing = await self._scheduler.standing()
+        reasons = choose(standing, 0, self._daemon.world.policies.pick).reasons()
+        found = {refusal.id: refusal.reason for refusal in reasons}
+        entry = self._known(gap)
+        if gap not in found:
+            return f"its status is {entry or 'missing'}"
+        known = standing.index.gaps.get(gap)
+        trouble = self._scheduler.backend_trouble(known) if known is not None else ""
+        return trouble if trouble and found[gap].startswith("no slot") else found[gap]
+
+    def _known(self, gap: str) -> str:
+        entry = self._daemon.keeper.backlog.find(gap)
+        if entry is None:
+            msg = f"{gap} is not in the backlog"
+            raise Refused(msg)
+        return entry.status
+
+    def _forge_silent_s(self) -> float | None:
+        since_s = self._daemon.lookout.failing_since_s
+        if since_s is None:
+            return None
+        return round(self._daemon.world.clock.monotonic() - since_s, 1)
+
+    def _dispatch(self, place: Place) -> dict[str, object]:
+        supervisor = place.supervisor
+        record = supervisor.record if supervisor else None
+        agent = supervisor.agent if supervisor else None
+        pull = supervisor.pull if supervisor else None
+        workspace = record.workspace if record else None
+        running = supervisor is not None and supervisor.is_running
+        soft = self._daemon.world.policies.deadlines.of(place.gap).soft
+        if record is not None:
+            soft = record.dispatch.deadlines.soft
+        return {
+            "id": place.dispatch,
+            "gap": place.gap.id,
+            "attempt": place.attempt,
+            "state": "broken" if place.broken else str(record.state) if record else "planned",
+            "backend": place.route.backend,
+            "model": place.route.model or None,
+            "pid": agent.pid if agent is not None and running else None,
+            "branch": workspace.branch if workspace else None,
+            "worktree": workspace.path if workspace else None,
+            "elapsed_s": round(supervisor.active().total_seconds(), 1) if supervisor else 0.0,
+            "soft_deadline_s": soft.total_seconds(),
+            "overdue": supervisor.overdue if supervisor else False,
+            "silent_s": round(agent.silent().total_seconds(), 1) if agent and running else None,
+            "pull": None
+            if pull is None or pull.state == "none"
+            else {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)},
+            "cost_usd": supervisor.usage.cost_usd if supervisor else None,
+            "tokens": supervisor.usage.tokens if supervisor else None,
+        }

@@ -1,0 +1,107 @@
+"""What an earlier daemon left: living agents taken up, ended ones settled, the rest undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chump_orchestrator.core.dispatch import Workspace
+from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.core.outcome import Exit
+from chump_orchestrator.core.records import DispatchState, Record
+from chump_orchestrator.daemon.launching import undo
+from chump_orchestrator.daemon.settling import tidy
+
+if TYPE_CHECKING:
+    from chump_orchestrator.core.ports import Agent
+    from chump_orchestrator.daemon.world import World
+
+log = structlog.get_logger()
+
+NEVER_STARTED = (DispatchState.PLANNED, DispatchState.LAUNCHING)
+
+
+@dataclass(frozen=True, slots=True)
+class TakenUp:
+    """A dispatch that goes on; `agent` of `None` is one that ended and of which no file is left."""
+
+    record: Record
+    agent: Agent | None
+
+
+async def recover(world: World) -> tuple[TakenUp, ...]:
+    """Bring every dispatch on record into a state that the daemon can go on from.
+
+    To be called once, before anything is dispatched. What never started is aborted and its
+    worktree and lease given back; what was settled but not tidied is tidied now.
+    """
+    for told in await world.worktrees.heal():
+        log.warning("worktree.healed", what=told)
+    found: list[TakenUp] = []
+    for record in await world.ledger.records(active=True):
+        taken = await _take_up(world, record)
+        if taken is not None:
+            found.append(taken)
+    for record in await world.ledger.records(untidy=True):
+        await tidy(world, record)
+    active = {taken.record.dispatch.id for taken in found}
+    for dispatch_id in await world.leases.held_by_us():
+        if dispatch_id not in active:
+            await world.leases.release(dispatch_id)
+            log.info("lease.released", dispatch=dispatch_id, why="its dispatch has ended")
+    await _tell_strangers(world, active)
+    fuse = await world.ledger.fuse()
+    if fuse.trial and fuse.trial not in active:
+        await world.ledger.set_fuse(fuse.forgotten(fuse.trial))
+    return tuple(found)
+
+
+async def _take_up(world: World, record: Record) -> TakenUp | None:
+    dispatch = record.dispatch
+    try:
+        agent = await world.executor.attach(dispatch.id)
+    except Unavailable as error:
+        log.warning("dispatch.unreachable", dispatch=dispatch.id, error=str(error))
+        return None
+    if agent is None and record.state in NEVER_STARTED:
+        workspace = record.workspace
+        if workspace is None:
+            path = await world.worktrees.path_of(dispatch.names)
+            workspace = Workspace(path, dispatch.names.branch, "")
+        await undo(world, dispatch.id, workspace)
+        await world.ledger.abort(dispatch.id, "no agent was ever started", world.clock.now())
+        log.info("dispatch.aborted", dispatch=dispatch.id, gap=dispatch.gap.id)
+        return None
+    if agent is None and record.exit is None:
+        now = world.clock.now()
+        lost = Exit(lost="the files of its agent are gone", clean=False)
+        record = replace(record, state=DispatchState.EXITED, exit=lost, exited_at=now)
+        await world.ledger.update(dispatch.id, record)
+    elif agent is not None and record.state in NEVER_STARTED:
+        record = replace(
+            record,
+            state=DispatchState.RUNNING,
+            pid=agent.pid,
+            launched_at=record.launched_at or dispatch.created_at,
+        )
+        await world.ledger.update(dispatch.id, record)
+    log.info(
+        "dispatch.taken_up",
+        dispatch=dispatch.id,
+        gap=dispatch.gap.id,
+        pid=record.pid,
+        ended=agent is None or agent.exit is not None,
+    )
+    return TakenUp(record, agent)
+
+
+async def _tell_strangers(world: World, active: set[str]) -> None:
+    try:
+        recorded = {record.dispatch.id for record in await world.ledger.records()}
+        for dispatch_id in await world.executor.known():
+            if dispatch_id not in active and dispatch_id not in recorded:
+                log.warning("dispatch.unknown", dispatch=dispatch_id)
+    except (Unavailable, Refused) as error:
+        log.warning("dispatch.unlisted", error=str(error))

@@ -1,0 +1,191 @@
+"""What follows an outcome: one reflection, the gap parked or freed, everything tidied up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from chump_orchestrator.core.brakes import History, Park, Retry, consequence, fingerprint
+from chump_orchestrator.core.causes import cause_of
+from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
+from chump_orchestrator.core.records import Parked, Record, Removal, Settlement, Usage
+from chump_orchestrator.core.reflection import Reflection
+from chump_orchestrator.core.routing import task_class
+
+if TYPE_CHECKING:
+    from chump_orchestrator.core.ports import Agent
+    from chump_orchestrator.daemon.world import World
+
+log = structlog.get_logger()
+
+AGAIN_S = 5.0
+"""Between two attempts to write down an outcome: it is delayed, never dropped."""
+
+
+async def settle(
+    world: World,
+    record: Record,
+    outcome: Outcome,
+    *,
+    agent: Agent | None,
+    siblings: int,
+    usage: Usage,
+    lease_ends_at: datetime | None = None,
+    backend_at_fault: bool = False,
+) -> Outcome:
+    """Write the outcome down and put its reflection into the outbox, in one transaction.
+
+    Returns the outcome with its cause. Not interrupted by cancellation.
+    """
+    with anyio.CancelScope(shield=True):
+        if outcome.is_failure:
+            words = "\n".join((*agent.tail(), agent.last_words())) if agent else outcome.reason
+            outcome = replace(outcome, cause=cause_of(outcome.cause, words))
+        ended_at = world.clock.now()
+        progress = record.pull is not None and record.pull.state is not PullState.NONE
+        settlement = None
+        while settlement is None:
+            try:
+                wanted = await _settlement(
+                    world,
+                    record,
+                    outcome,
+                    agent,
+                    ended_at=ended_at,
+                    progress=progress,
+                    siblings=siblings,
+                    usage=usage,
+                    lease_ends_at=lease_ends_at,
+                    backend_at_fault=backend_at_fault,
+                )
+                await world.ledger.settle(record.dispatch.id, wanted)
+                settlement = wanted
+            except Unavailable as error:
+                log.warning("ledger.unavailable", error=str(error))
+                await anyio.sleep(AGAIN_S)
+        _tell(world, record, outcome, settlement)
+    return outcome
+
+
+async def _settlement(
+    world: World,
+    record: Record,
+    outcome: Outcome,
+    agent: Agent | None,
+    *,
+    ended_at: datetime,
+    progress: bool,
+    siblings: int,
+    usage: Usage,
+    lease_ends_at: datetime | None,
+    backend_at_fault: bool,
+) -> Settlement:
+    dispatch = record.dispatch
+    before = await world.ledger.history(dispatch.gap.id)
+    history = History(
+        failures=before.failures + outcome.is_failure,
+        refusals=before.refusals + (outcome.kind is OutcomeKind.RACE_ABANDONED),
+        sessions=0 if progress else before.sessions,
+    )
+    clean = record.exit is None or record.exit.clean
+    parked = None
+    if not backend_at_fault:
+        wait = lease_ends_at - ended_at if lease_ends_at is not None else None
+        what = consequence(
+            outcome,
+            history,
+            world.policies.retry,
+            world.chance.random(),
+            clean=clean,
+            lease_ends_in=wait,
+        )
+        parked = _parked(what, record, ended_at)
+    began = record.launched_at or dispatch.created_at
+    reflection = Reflection(
+        dispatch=dispatch.id,
+        gap=dispatch.gap.id,
+        priority=dispatch.gap.priority,
+        effort=dispatch.gap.effort,
+        task_class=task_class(dispatch.gap.id, world.policies.routes.classes),
+        outcome=outcome.kind,
+        cause=outcome.cause,
+        duration=max(ended_at - began, timedelta(0)),
+        pull_number=record.pull.number if record.pull else None,
+        backend=dispatch.route.backend,
+        model=dispatch.route.model,
+        provider_pfx=dispatch.route.provider_pfx,
+        siblings=siblings,
+        tail=agent.tail() if agent else (),
+        cost_usd=usage.cost_usd,
+        ended_at=ended_at,
+    )
+    return Settlement(
+        outcome=outcome,
+        ended_at=ended_at,
+        reflection=reflection,
+        parked=parked,
+        progress=progress,
+        siblings=siblings,
+        cost_usd=usage.cost_usd,
+        tokens=usage.tokens,
+    )
+
+
+def _parked(what: object, record: Record, now: datetime) -> Parked | None:
+    gap = record.dispatch.gap
+    match what:
+        case Park(reason):
+            return Parked(gap.id, reason, fingerprint(gap), now)
+        case Retry(after, reason):
+            return Parked(gap.id, reason, fingerprint(gap), now, now + after)
+        case _:
+            return None
+
+
+def _tell(world: World, record: Record, outcome: Outcome, settlement: Settlement) -> None:
+    dispatch = record.dispatch
+    reflection = settlement.reflection
+    fields: dict[str, object] = {
+        "outcome": str(outcome.kind),
+        "cause": str(outcome.cause) if outcome.cause else None,
+        "reason": outcome.reason,
+        "pull": record.pull.number if record.pull else None,
+        "duration_s": reflection.duration_s if reflection else 0,
+        "siblings": settlement.siblings,
+        "cost_usd": settlement.cost_usd,
+        "next": settlement.parked.reason if settlement.parked else "",
+    }
+    log.info("dispatch.settled", **fields)
+    world.tell("dispatch.settled", gap=dispatch.gap.id, dispatch=dispatch.id, **fields)
+
+
+async def tidy(world: World, record: Record) -> None:
+    """Release the lease and remove the worktree of an ended dispatch, if nothing is lost by it.
+
+    What cannot be done now is left for the next start, which finds it untidied. Cancelling is
+    safe at any moment.
+    """
+    dispatch = record.dispatch
+    try:
+        await world.leases.release(dispatch.id)
+        if record.workspace is not None:
+            removal = await world.worktrees.remove(record.workspace, dispatch.id)
+            _tell_kept(record, removal)
+        await world.ledger.tidied(dispatch.id)
+    except (Unavailable, Refused) as error:
+        log.warning("dispatch.untidied", dispatch=dispatch.id, error=str(error))
+
+
+def _tell_kept(record: Record, removal: Removal) -> None:
+    if not removal.removed and record.workspace is not None:
+        log.info(
+            "worktree.kept",
+            path=record.workspace.path,
+            why=removal.reason,
+            salvage=removal.salvage_ref,
+        )

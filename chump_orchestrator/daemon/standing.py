@@ -1,0 +1,82 @@
+"""The backlog as leases, brakes and our own work leave it: who holds which gap, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
+from chump_orchestrator.core.brakes import fingerprint
+from chump_orchestrator.core.gap import PERPETUAL
+
+if TYPE_CHECKING:
+    from chump_orchestrator.core.ports import Leases, Ledger
+
+log = structlog.get_logger()
+
+
+async def standing(
+    backlog: Backlog,
+    ledger: Ledger,
+    leases: Leases,
+    now: datetime,
+    *,
+    active: Mapping[str, str],
+    repeat: timedelta,
+) -> Backlog:
+    """Return `backlog` with its holds and what was shipped; changes nothing.
+
+    `active` maps the gaps under way to their dispatches; `repeat` is how long a perpetual gap
+    rests between two runs. Where several things hold a gap, the weightiest counts: being active,
+    then brakes, then others' leases.
+    """
+    holds: dict[str, Hold] = {}
+    ours = set(active.values())
+    for lease in await leases.live():
+        if lease.holder not in ours:
+            holds[lease.gap] = Hold(HoldKind.LEASED, f"leased by {lease.holder}", lease.expires_at)
+    for gap in backlog.gaps:
+        if gap.status == PERPETUAL:
+            latest = await ledger.latest(1, gap.id)
+            if latest and latest[0].ended_at is not None and latest[0].ended_at + repeat > now:
+                again = latest[0].ended_at + repeat
+                holds[gap.id] = Hold(HoldKind.RESTING, "it has had its run (pick.repeat)", again)
+    for parked in await ledger.parked():
+        known = backlog.index.gaps.get(parked.gap)
+        if known is not None and parked.fingerprint != fingerprint(known):
+            continue
+        if parked.until is None:
+            holds[parked.gap] = Hold(HoldKind.PARKED, parked.reason)
+        elif parked.until > now:
+            holds[parked.gap] = Hold(HoldKind.BACKOFF, parked.reason, parked.until)
+    for gap_id, dispatch in active.items():
+        holds[gap_id] = Hold(HoldKind.ACTIVE, dispatch or "being dispatched")
+    return backlog.with_holds(holds, await ledger.shipped())
+
+
+async def free_what_changed(backlog: Backlog, ledger: Ledger, now: datetime) -> None:
+    """Free parked gaps whose text has changed, and shipped ones whose entries were opened anew.
+
+    Behaviour X2 and B6. A shipped gap counts as opened anew once the backlog has said done.
+    """
+    for parked in await ledger.parked():
+        gap = backlog.index.gaps.get(parked.gap)
+        if gap is not None and parked.fingerprint != fingerprint(gap):
+            await ledger.free(parked.gap, now)
+            log.info("gap.freed", gap=parked.gap, why="its text has changed")
+    shipped = await ledger.shipped()
+    if not shipped:
+        return
+    confirmed = await ledger.confirmed()
+    known = {gap_id: backlog.index.gaps.get(gap_id) for gap_id in shipped}
+    fresh = [i for i, gap in known.items() if gap and gap.is_done and i not in confirmed]
+    if fresh:
+        await ledger.confirm_shipped(fresh)
+    for gap_id in confirmed:
+        gap = known.get(gap_id)
+        if gap is not None and gap.is_open:
+            await ledger.free(gap_id, now)
+            log.info("gap.freed", gap=gap_id, why="its entry was opened anew")

@@ -1,0 +1,294 @@
+"""One dispatch, from launch to outcome to reflection: observe, judge, act, write down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from chump_orchestrator.core.errors import Unavailable
+from chump_orchestrator.core.outcome import (
+    STOPPED_BY_OPERATOR,
+    Checks,
+    Exit,
+    Observation,
+    Outcome,
+    OutcomeKind,
+    PullRequest,
+    PullState,
+    Settle,
+    Stop,
+    StopReason,
+    Wait,
+    judge,
+)
+from chump_orchestrator.core.records import DispatchState, Progress, Record, Usage, Watch
+from chump_orchestrator.daemon.bell import Bell
+from chump_orchestrator.daemon.lookout import Lookout, Sighting
+
+if TYPE_CHECKING:
+    from chump_orchestrator.core.ports import Agent
+    from chump_orchestrator.daemon.world import World
+
+log = structlog.get_logger()
+
+ASK_AGAIN = timedelta(seconds=1)
+"""When a shim does not take a request, it is asked again after so long."""
+
+
+class Supervisor:
+    """Keeps watch over one agent until its dispatch has an outcome.
+
+    The scheduler owns it and reads `record`, `is_running` and `outcome`; it rings `bell` when
+    something was asked of it. Cancelling `watch` lets go of the agent, which lives on.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        lookout: Lookout,
+        record: Record,
+        agent: Agent | None,
+        on_freed: Callable[[], None],
+    ) -> None:
+        self.record = record
+        self.agent = agent
+        self.bell = Bell()
+        self.overdue = False
+        self.silent = False
+        self.usage = Usage()
+        self.stop_asked: StopReason | None = None
+        self.kill_asked = False
+        self._world = world
+        self._lookout = lookout
+        self._on_freed = on_freed
+        self._exit = record.exit
+        now_s = world.clock.monotonic()
+        self._exit_s = now_s - self._ago(record.exited_at) if record.exited_at else now_s
+        self._pull = record.pull
+        self._pull_s = now_s - self._ago(record.pull_since)
+        self._checks_s = (
+            now_s - self._ago(record.checks_failed_since) if record.checks_failed_since else None
+        )
+        self._began_s = now_s
+        self._seen_s: float | None = None
+        self._quiet: list[float] = []
+        self._hard = record.dispatch.deadlines.hard
+        self._told_stop: tuple[StopReason, bool] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its agent holds a slot; one that ended while nobody looked does not."""
+        return self._exit is None and (self.agent is None or self.agent.exit is None)
+
+    @property
+    def has_open_pull(self) -> bool:
+        """Whether a request of its is open."""
+        return self._pull is not None and self._pull.state is PullState.OPEN
+
+    @property
+    def pull(self) -> PullRequest | None:
+        """What was last seen of its request."""
+        return self._pull
+
+    @property
+    def exit(self) -> Exit | None:
+        """How its agent ended, `None` while it runs."""
+        return self._exit
+
+    def request_stop(self, reason: StopReason, *, now: bool = False) -> None:
+        """Ask for the agent to be stopped; with `now` by KILL, also while it is being stopped."""
+        self.stop_asked = self.stop_asked or reason
+        self.kill_asked = self.kill_asked or now
+        self.bell.ring()
+
+    def active(self) -> timedelta:
+        """Active time of the agent."""
+        if self.agent is not None:
+            return self.agent.active()
+        return self._exit.active if self._exit is not None else timedelta(0)
+
+    async def watch(self) -> Outcome:
+        """Watch until there is an outcome, and return it; nothing is settled yet."""
+        dispatch = self.record.dispatch
+        workspace = self.record.workspace
+        branch = workspace.branch if workspace else dispatch.names.branch
+        if workspace is not None:
+            since = self.record.launched_at or dispatch.created_at
+            asked = Watch(dispatch.id, branch, workspace.base, since)
+            self._lookout.watch(asked, self.bell.ring)
+        try:
+            async with anyio.create_task_group() as group:
+                if self._exit is None and self.agent is not None:
+                    group.start_soon(self._follow, self.agent)
+                outcome = await self._until_settled(branch)
+                group.cancel_scope.cancel()
+            return outcome
+        finally:
+            self._lookout.forget(branch)
+
+    async def _until_settled(self, branch: str) -> Outcome:
+        deadlines = self.record.dispatch.deadlines
+        while True:
+            await self._note_sighting(self._lookout.sighting(branch))
+            is_merged = self._pull is not None and self._pull.state is PullState.MERGED
+            is_given_up = self._exit is not None and self.stop_asked is StopReason.OPERATOR
+            if is_given_up and not is_merged:
+                return Outcome(OutcomeKind.CANCELLED, STOPPED_BY_OPERATOR)
+            match judge(self._observe(), deadlines):
+                case Settle(outcome):
+                    return outcome
+                case Stop(reason):
+                    await self._stop(reason)
+                    await self.bell.wait(deadlines.grace + ASK_AGAIN)
+                case Wait() as verdict:
+                    await self._act(verdict)
+                    await self.bell.wait(self._next(verdict.recheck))
+
+    def _observe(self) -> Observation:
+        now_s = self._world.clock.monotonic()
+        quiet = self._quiet
+        return Observation(
+            active=self.active(),
+            exit=self._exit,
+            since_exit=_span(now_s - self._exit_s) if self._exit is not None else timedelta(0),
+            pull=self._pull,
+            looked=None if self._seen_s is None else _span(now_s - self._seen_s),
+            pull_opened=_span(now_s - self._pull_s),
+            pull_seen_active=self.record.pull_since_active,
+            checks_failed=None if self._checks_s is None else _span(now_s - self._checks_s),
+            quiet_looks=len(quiet),
+            quiet_span=_span(quiet[-1] - quiet[0]) if quiet else timedelta(0),
+            watched=_span(now_s - self._began_s),
+            stop_asked=self.stop_asked,
+        )
+
+    def _next(self, recheck: timedelta | None) -> timedelta | None:
+        if self._exit is not None or self.agent is None or self.silent:
+            return recheck
+        quiet = self.record.dispatch.deadlines.silent - self.agent.silent()
+        return quiet if recheck is None else min(recheck, max(quiet, timedelta(0)))
+
+    async def _act(self, verdict: Wait) -> None:
+        if verdict.look:
+            self._lookout.ask()
+        if verdict.overdue and not self.overdue:
+            self.overdue = True
+            log.warning("dispatch.overdue", active_s=round(self.active().total_seconds()))
+            self._tell("dispatch.overdue")
+        if self.agent is None or self._exit is not None:
+            return
+        if verdict.hard is not None and verdict.hard != self._hard:
+            try:
+                await self.agent.extend(verdict.hard)
+                self._hard = verdict.hard
+            except Unavailable as error:
+                log.warning("agent.unreachable", error=str(error))
+        is_silent = self.agent.silent() >= self.record.dispatch.deadlines.silent
+        if is_silent and not self.silent:
+            log.warning("dispatch.silent", silent_s=round(self.agent.silent().total_seconds()))
+            self._tell("dispatch.silent")
+        self.silent = is_silent
+
+    async def _stop(self, reason: StopReason) -> None:
+        wanted = (reason, self.kill_asked)
+        if self.agent is None or self._told_stop == wanted:
+            return
+        log.info("agent.stopping", reason=reason, now=self.kill_asked)
+        try:
+            await self.agent.stop(reason, now=self.kill_asked)
+            self._told_stop = wanted
+        except Unavailable as error:
+            log.warning("agent.unreachable", error=str(error))
+            await anyio.sleep(ASK_AGAIN.total_seconds())
+            self.bell.ring()
+
+    async def _follow(self, agent: Agent) -> None:
+        backend = self._world.backend(self.record.dispatch.route.backend)
+
+        def on_line(line: str) -> None:
+            match backend.read(line):
+                case Usage() as usage:
+                    self.usage = usage
+                case Progress(pull_number=number) if number is not None:
+                    self._lookout.ask()
+                case _:
+                    pass
+
+        ended = await agent.follow(on_line)
+        self._exit = ended
+        now = self._world.clock.now()
+        at = min(agent.ended_at or now, now)
+        self._exit_s = self._world.clock.monotonic() - (now - at).total_seconds()
+        await self._store(
+            replace(self.record, state=DispatchState.EXITED, exit=ended, exited_at=at)
+        )
+        log.info(
+            "agent.exited",
+            how="spawn error" if ended.spawn_error else ended.lost or ended.in_words,
+            stopped_by=ended.stopped_by,
+            active_s=round(ended.active.total_seconds(), 1),
+        )
+        self._tell("agent.exited", how=ended.in_words, stopped_by=ended.stopped_by)
+        self._on_freed()
+        self._lookout.ask()
+        self.bell.ring()
+
+    async def _note_sighting(self, seen: Sighting | None) -> None:
+        if seen is None or seen.asked_s == self._seen_s:
+            return
+        self._seen_s = seen.asked_s
+        before, pull = self._pull, seen.pull
+        self._pull = pull
+        if self._exit is not None and seen.asked_s >= self._exit_s:
+            self._quiet = [*self._quiet, seen.asked_s] if pull.state is PullState.NONE else []
+        now, now_s = self._world.clock.now(), self._world.clock.monotonic()
+        record = self.record
+        is_new = before is None or (before.state, before.number) != (pull.state, pull.number)
+        if is_new:
+            self._pull_s = now_s
+            first_active = record.pull_since_active
+            if pull.state is not PullState.NONE and not first_active:
+                first_active = self.active()
+            record = replace(record, pull_since=now, pull_since_active=first_active)
+        if pull.checks is not Checks.FAILING:
+            self._checks_s = None
+            record = replace(record, checks_failed_since=None)
+        elif self._checks_s is None:
+            self._checks_s = now_s
+            record = replace(record, checks_failed_since=now)
+        if is_new or record.checks_failed_since != self.record.checks_failed_since:
+            await self._store(replace(record, pull=pull))
+        if is_new and (before is not None or pull.state is not PullState.NONE):
+            log.info("pull.changed", state=pull.state, number=pull.number, checks=pull.checks)
+            self._tell("pull.changed", state=str(pull.state), number=pull.number)
+
+    async def _store(self, record: Record) -> None:
+        """Write the record down; a ledger that does not answer delays, and loses nothing."""
+        self.record = record
+        while True:
+            try:
+                await self._world.ledger.update(record.dispatch.id, record)
+            except Unavailable as error:
+                log.warning("ledger.unavailable", error=str(error))
+                await anyio.sleep(ASK_AGAIN.total_seconds())
+            else:
+                return
+
+    def _ago(self, at: datetime | None) -> float:
+        """Seconds since an instant on record; not negative, as wall clocks may be put back."""
+        if at is None:
+            return 0.0
+        return max((self._world.clock.now() - at).total_seconds(), 0.0)
+
+    def _tell(self, event: str, **fields: object) -> None:
+        dispatch = self.record.dispatch
+        self._world.tell(event, gap=dispatch.gap.id, dispatch=dispatch.id, **fields)
+
+
+def _span(seconds: float) -> timedelta:
+    return timedelta(seconds=max(seconds, 0.0))

@@ -1,0 +1,97 @@
+"""What the operator wrote, turned into the policies of the core, and what must not run refused."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chump_orchestrator import plugins
+from chump_orchestrator.adapters.faults import first_fault
+from chump_orchestrator.adapters.routing_file import load_table
+from chump_orchestrator.core.brakes import RetryPolicy
+from chump_orchestrator.core.dispatch import DeadlinePolicy, depth_objection
+from chump_orchestrator.core.errors import ConfigError
+from chump_orchestrator.core.gap import Kind
+from chump_orchestrator.core.picker import PickPolicy
+from chump_orchestrator.core.routing import Route, RoutePolicy
+from chump_orchestrator.daemon.world import Policies
+
+if TYPE_CHECKING:
+    from chump_orchestrator.config import Loaded, Settings
+
+
+def pick_policy(settings: Settings) -> PickPolicy:
+    """Return what the settings allow to be picked."""
+    pick = settings.pick
+    kind = {"user": Kind.USER, "system": Kind.SYSTEM}.get(str(pick.kind))
+    return PickPolicy(
+        kind=kind,
+        priorities=frozenset(pick.priorities),
+        exclude_efforts=frozenset(pick.exclude_efforts),
+        by_effort=str(pick.order) == "effort",
+        require_opt_in=pick.require_opt_in,
+        bias_threshold=pick.bias_threshold,
+        bias_window=pick.bias_window,
+    )
+
+
+async def routes(root: Path, loaded: Loaded) -> RoutePolicy:
+    """Return where gaps go; `ConfigError` when the routing table is malformed."""
+    settings = loaded.settings
+    table = await load_table(root / settings.routing.table, plugins.installed("backends"))
+    use = settings.backend.use
+    return RoutePolicy(
+        default=Route(use, settings.backend.of(use).model, why="backend.use"),
+        override=settings.override,
+        table=table,
+        classes=settings.routing.classes,
+    )
+
+
+async def policies(root: Path, loaded: Loaded, pull_wait: timedelta | None) -> Policies:
+    """Return everything that the operator decided, for the daemon."""
+    settings = loaded.settings
+    return Policies(
+        pick=pick_policy(settings),
+        routes=await routes(root, loaded),
+        deadlines=DeadlinePolicy(
+            soft=settings.deadlines.soft,
+            grace=settings.deadlines.grace,
+            silent=settings.deadlines.silent,
+            pull=pull_wait or settings.pulls.deadline,
+            ci_grace=settings.pulls.ci_grace,
+            look_interval=settings.pulls.interval,
+        ),
+        retry=RetryPolicy(
+            max_attempts=settings.retry.max_attempts,
+            base=settings.retry.base,
+            cap=settings.retry.cap,
+            sessions=settings.brake.sessions,
+        ),
+        max_parallel=settings.max_parallel,
+        max_open_pulls=settings.max_open_pulls,
+        repeat=settings.pick.repeat,
+        lessons=settings.lessons.enabled,
+    )
+
+
+def check(root: Path, loaded: Loaded, *, faults_allowed: bool) -> Route | None:
+    """Refuse what must not run: `ConfigError` for depth, missing consent, forbidden faults.
+
+    Returns the route to a fault where one is asked for and allowed (behaviour F1).
+    """
+    settings = loaded.settings
+    if objection := depth_objection(settings.depth):
+        raise ConfigError(objection)
+    fault = first_fault(settings.fault_inject) if settings.fault_inject else None
+    if fault is not None and (faults_allowed or settings.faults.allowed):
+        return Route(fault, why="CHUMP_FAULT_INJECT")
+    if settings.backend.use == "claude" and not settings.consent:
+        msg = (
+            f"{root}: claude would run here without asking before it acts, with your rights;"
+            " agree once with `chump-orchestrator init --yes`, or set consent = true in"
+            " .chump/orchestrator.toml"
+        )
+        raise ConfigError(msg)
+    return None
