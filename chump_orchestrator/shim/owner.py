@@ -1,7 +1,7 @@
 """The life of one agent, from its order to its record: launch, mind, sweep, tell.
 
 The steps s1 to s11 are those of the shim protocol. Each of them may turn out to be the last, and
-recovery can tell from the files which it was.
+recovery can tell from the files which it was. Before the first, the shim detaches itself.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import signal
 
 from chump_orchestrator.shim.child import Child, SpawnError, fork
 from chump_orchestrator.shim.control import Control
+from chump_orchestrator.shim.detaching import detach
 from chump_orchestrator.shim.files import (
     EXIT,
     RUNNING,
@@ -45,7 +46,8 @@ _DEAF_TO = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal
 def main(argv: list[str]) -> int:
     """Own the agent that the order in `argv[1]`, the directory of a dispatch, is about.
 
-    Gives the exit status: 0 once `exit.json` is durable, 75 when nothing was started.
+    Gives the exit status: 0 once `exit.json` is durable, 75 when nothing was started. Whoever
+    launched the shim sees neither, but the 0 of the process that forked it.
     """
     umask = os.umask(0o077)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -53,6 +55,7 @@ def main(argv: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     os.closerange(3, _MAX_INHERITED)
     try:
+        detach()
         os.chdir(argv[1])
         _lock = take_lock()  # s1, s2; held, as long as the descriptor is open, until the end
         owner = Owner(read_order())

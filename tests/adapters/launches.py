@@ -64,7 +64,6 @@ class Bench:
         self.worktree.mkdir(parents=True)
         self.workspace = Workspace(str(self.worktree), "claude/infra-1", BASE)
         self.asked: list[tuple[str, ...]] = []
-        self._executors: list[LocalExecutor] = []
         self._number = 0
 
     def executor(
@@ -81,7 +80,7 @@ class Bench:
             self.asked.append(patterns)
             return seen
 
-        made = LocalExecutor(
+        return LocalExecutor(
             state=self.state,
             environment=environment,
             secrets=lambda env: tuple(env[name] for name in secrets if name in env),
@@ -89,8 +88,6 @@ class Bench:
             clock=RealClock(),
             python=python,
         )
-        self._executors.append(made)
-        return made
 
     def id(self) -> str:
         """Return an id that no dispatch has had."""
@@ -136,17 +133,13 @@ class Bench:
         ]
 
     async def clean(self) -> None:
-        """End whatever is left, and reap it."""
+        """End whatever is left, and wait until it has gone."""
         for folder in [*self.state.glob("d/*")]:
             for pid in [*self.shims(folder.name), *marked(folder.name)]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
                     os.kill(pid, signal.SIGKILL)
-        for executor in self._executors:
-            await eventually(partial(has_reaped, executor), "the reaping of shims")
+            await eventually(partial(self._is_over, folder.name), "the end of a shim")
 
-
-def has_reaped(executor: LocalExecutor) -> bool:
-    """Reap, and say whether no shim of an executor is left to be."""
-    executor._children.reap()
-    return not executor._children._pids
+    def _is_over(self, dispatch_id: str) -> bool:
+        return not self.shims(dispatch_id) and not marked(dispatch_id)

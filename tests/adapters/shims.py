@@ -1,6 +1,6 @@
 """Launches real shims over small agents, and looks at what becomes of them."""
 
-import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,6 +50,18 @@ def marked(dispatch: str) -> list[int]:
     return found
 
 
+def at_work_on(directory: Path) -> list[int]:
+    """The processes that have the folder of a dispatch on their command line."""
+    wanted = os.fsencode(directory)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if wanted in (entry / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
 class Shim:
     """One dispatch: a directory with an order, and the shim that was started on it."""
 
@@ -56,6 +69,7 @@ class Shim:
         self.directory = directory
         self.dispatch = dispatch
         self.process: subprocess.Popen[bytes] | None = None
+        """What was started; it leaves as soon as it has forked the shim."""
 
     def order(self, argv: list[str], *, prompt: bytes | None = None, **changes: object) -> None:
         """Write the order; keywords replace its fields."""
@@ -121,14 +135,24 @@ class Shim:
 
     @property
     def pid(self) -> int:
-        """The process id of the shim."""
-        assert self.process is not None
-        return self.process.pid
+        """The process id of a shim whose agent is on record."""
+        pid: int = self.read("running.json")["shim_pid"]
+        return pid
 
-    def ends(self) -> int:
-        """Wait until the shim has left; its exit status."""
+    def ends(self) -> None:
+        """Wait until the shim, which has taken the lock or left by now, has gone."""
         assert self.process is not None
-        return self.process.wait(PATIENCE_S)
+        assert self.process.wait(PATIENCE_S) == 0
+        eventually(self._is_free, "the shim's end")
+        eventually(lambda: not at_work_on(self.directory), "the shim's end")
+
+    def _is_free(self) -> bool:
+        with (self.directory / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
 
     def read(self, name: str) -> dict[str, Any]:
         """One of its JSON files."""
@@ -137,7 +161,9 @@ class Shim:
 
     def exit(self) -> dict[str, Any]:
         """Wait until the shim has left, and give its record."""
-        assert self.ends() == 0, (self.directory / "shim.log").read_text()
+        record = self.directory / "exit.json"
+        eventually(record.exists, f"a record; {(self.directory / 'shim.log').read_text()!r}")
+        self.ends()
         return self.read("exit.json")
 
     def log(self, stream: str) -> bytes:
@@ -171,10 +197,11 @@ class Shim:
             if self.process.stdout is not None:
                 self.process.stdout.close()
         until = time.monotonic() + PATIENCE_S
-        while (pids := marked(self.dispatch)) and time.monotonic() < until:
+        while pids := [*at_work_on(self.directory), *marked(self.dispatch)]:
+            assert time.monotonic() < until, f"cannot be killed: {pids}"
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
+                    with suppress(ProcessLookupError):
                         os.kill(pid, number)
 
 

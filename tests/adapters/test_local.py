@@ -14,12 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
 from chump_orchestrator.core.dispatch import Command
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Exit
-from tests.adapters.launches import SEEN, Bench, eventually, has_reaped, ignore, python
+from tests.adapters.launches import SEEN, Bench, ignore, python
 from tests.adapters.shims import marked
 
 SECRET = "s3cr3t-of-the-backend"
@@ -287,20 +288,28 @@ async def test_a_shim_that_dies_without_a_word_leaves_nothing_that_starts_later(
     assert await bench.executor().attach(dispatch_id) is None
 
 
+@pytest.mark.parametrize("detached", [False, True])
 async def test_a_shim_that_does_not_answer_is_killed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, detached: bool
 ) -> None:
-    monkeypatch.setattr("chump_orchestrator.adapters.local.launching.ANSWER_S", 0.3)
-    (bench.worktree / "mute").write_text("#!/bin/sh\nexec sleep 600\n")
-    (bench.worktree / "mute").chmod(0o755)
+    monkeypatch.setattr("chump_orchestrator.adapters.local.launching.ANSWER_S", 1.0)
+    born = bench.worktree / "born"
+    mute = bench.worktree / "mute"
+    mute.write_text(
+        f"#!{sys.executable} -IS\n"
+        f"import os, time\nif {detached} and os.fork(): os._exit(0)\n"
+        f"open({str(born)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    mute.chmod(0o755)
     dispatch_id = bench.id()
-    executor = bench.executor(python=str(bench.worktree / "mute"))
+    executor = bench.executor(python=str(mute))
 
     with pytest.raises(Unavailable, match="did not answer within"):
         await bench.launch(python("pass"), dispatch_id=dispatch_id, executor=executor)
 
+    assert born.read_text()
+    assert not bench.shims(dispatch_id)
     assert (bench.folder(dispatch_id) / "tombstone").exists()
-    assert not executor._children._pids
 
 
 async def test_a_disk_that_refuses_the_order_is_unavailable(bench: Bench) -> None:
@@ -398,38 +407,73 @@ class nothing:  # noqa: N801 - reads as contextlib.nullcontext does
     def __exit__(self, *_: object) -> None: ...
 
 
-async def test_an_agent_outlives_the_loop_that_launched_it(bench: Bench) -> None:
-    """Promise I8; asyncio's own transports kill what still runs when they are dropped."""
-    dispatch_id = bench.id()
-    script = f"""
-import asyncio, gc
+async def run_daemon(bench: Bench, script: str) -> tuple[int | None, bytes]:
+    """Run `main(bench)` of a script as a daemon would be, to its end; its code and complaints."""
+    daemon = f"""
+import asyncio, ctypes, gc, psutil
 from pathlib import Path
-from tests.adapters.launches import Bench, python
+from tests.adapters.launches import Bench, ignore, python
+{script}
 bench = Bench(Path({str(bench.worktree)!r}) / "other")
 bench.state = Path({str(bench.state)!r})
-async def main():
-    await bench.launch(python("import time; time.sleep(60)"), dispatch_id={dispatch_id!r})
-asyncio.run(main())
+asyncio.run(main(bench))
 gc.collect()
 """
     root = Path(__file__).parents[2]
     done = await anyio.run_process(
-        [sys.executable, "-W", "error", "-c", script], cwd=root, check=False
+        [sys.executable, "-W", "always", "-c", daemon], cwd=root, check=False
     )
+    return done.returncode, done.stderr
 
+
+async def test_an_agent_outlives_the_loop_that_launched_it(bench: Bench) -> None:
+    """Promise I8; asyncio's own transports kill a child that still runs when they are dropped."""
+    dispatch_id = bench.id()
+
+    ended = await run_daemon(
+        bench,
+        f"""
+async def main(bench):
+    await bench.launch(python("import time; time.sleep(60)"), dispatch_id={dispatch_id!r})
+    assert not psutil.Process().children(), "asyncio still has a child"
+""",
+    )
     agent = await bench.executor().attach(dispatch_id)
-    assert (done.returncode, done.stderr) == (0, b"")
+
+    assert ended == (0, b"")
     assert agent is not None
     assert agent.exit is None
     assert agent.pid in marked(dispatch_id)
 
 
-async def test_a_shim_that_has_ended_is_no_zombie(bench: Bench) -> None:
-    agent, dispatch_id = await bench.launch(python("pass"))
-    await agent.follow(ignore)
+async def test_a_shim_is_no_child_of_the_daemon(bench: Bench) -> None:
+    _, dispatch_id = await bench.launch(python("import time; time.sleep(60)"))
 
-    await eventually(lambda: not bench.shims(dispatch_id))
-    await eventually(lambda: has_reaped(bench._executors[0]))
+    shim = psutil.Process(bench.shim_of(dispatch_id))
+    assert shim.ppid() != os.getpid()
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a subreaper")
+@pytest.mark.parametrize("killed", [False, True])
+async def test_where_orphans_come_to_the_daemon_it_reaps_them(bench: Bench, killed: bool) -> None:
+    """They do where it is the first process of a container."""
+    ended = await run_daemon(
+        bench,
+        f"""
+async def main(bench):
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    agent, _ = await bench.launch(python("import sys; sys.stdin.read(); open('go').read()"))
+    assert [child.ppid() for child in psutil.Process().children()], "no orphan has come"
+    if {killed}:
+        psutil.Process().children()[0].kill()
+    ended = await agent.follow(ignore)
+    assert bool(ended.lost) is {killed}, ended
+    assert not psutil.Process().children(), "a zombie is left"
+""",
+    )
+
+    assert ended == (0, b"")
 
 
 async def test_discarding_deletes_all_that_an_agent_has_left(bench: Bench) -> None:

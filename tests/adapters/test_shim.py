@@ -2,15 +2,19 @@
 
 import errno
 import fcntl
+import json
 import os
+import resource
 import signal
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from chump_orchestrator.shim import owner
 from tests.adapters.shims import Shim, eventually, marked, python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -164,7 +168,7 @@ def test_a_late_shim_starts_nothing(shim: Shim, tmp_path: Path, name: str) -> No
     shim.begin()
 
     assert shim.said() == {"state": "left", "why": f"{name} exists"}
-    assert shim.ends() != 0
+    shim.ends()
     assert not (tmp_path / "started").exists()
     assert (shim.directory / name).read_text() == "{}"
 
@@ -177,7 +181,7 @@ def test_a_second_shim_of_a_dispatch_leaves(shim: Shim, tmp_path: Path) -> None:
         said = shim.said()
 
     assert said == {"state": "left", "why": "the lock is held by another process"}
-    assert shim.ends() != 0
+    shim.ends()
     assert not (tmp_path / "started").exists()
     assert not (shim.directory / "running.json").exists()
 
@@ -195,7 +199,7 @@ def test_without_its_whole_environment_nothing_is_started(
 
     assert said["state"] == "left"
     assert "s3cr3t" not in said["why"]
-    assert shim.ends() != 0
+    shim.ends()
     assert not (tmp_path / "started").exists()
     assert not (shim.directory / "running.json").exists()
 
@@ -212,7 +216,7 @@ def test_an_order_that_makes_no_sense_starts_nothing(
     shim.begin()
 
     assert shim.said()["why"].startswith("spec.json: ")
-    assert shim.ends() != 0
+    shim.ends()
     assert not (shim.directory / "running.json").exists()
 
 
@@ -237,6 +241,41 @@ def test_an_agent_dies_with_its_shim_and_the_lock_is_free(shim: Shim) -> None:
     with (shim.directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not (shim.directory / "exit.json").exists()
+
+
+def test_a_shim_leaves_whoever_launched_it_and_stays_in_its_session(shim: Shim) -> None:
+    shim.start(python("import time; time.sleep(60)"))
+    assert shim.process is not None
+
+    assert shim.process.wait(30) == 0
+    assert shim.pid != shim.process.pid
+    assert os.getsid(shim.pid) == shim.process.pid
+    assert psutil.Process(shim.pid).ppid() != os.getpid()
+    assert shim.ask(op="status")["state"] == "running"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
+def test_without_a_process_left_a_shim_says_so_and_starts_nothing(tmp_path: Path) -> None:
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(tell, 1)
+            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+            os.setresuid(65534, 65534, 65534)
+            os._exit(owner.main(["shim", str(tmp_path)]))
+        finally:
+            os._exit(1)
+    os.close(tell)
+    _, status = os.waitpid(pid, 0)
+    with os.fdopen(told) as reader:
+        said = json.loads(reader.read())
+
+    assert os.waitstatus_to_exitcode(status) == 75
+    assert said["state"] == "left"
+    assert os.strerror(errno.EAGAIN) in said["why"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_daemon_that_has_died_does_not_matter(shim: Shim) -> None:

@@ -44,7 +44,7 @@ DIARY = (
     "for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):\n"
     "    signal.signal(n, note)\n"
     "print('ready', flush=True)\n"
-    "while True: time.sleep(1)\n"
+    "while True: time.sleep(0.05)\n"  # a signal just before a sleep is noted after it
 )
 
 
@@ -91,7 +91,7 @@ def test_the_first_signal_is_for_the_agent_alone(shim: Shim) -> None:
         "def note(n, _): print(child, signal.Signals(n).name, flush=True)\n"
         "for n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, note)\n"
         "print('ready', flush=True)\n"
-        "while True: time.sleep(1)\n"
+        "while True: time.sleep(0.05)\n"
     )
     shim.start(python(script), grace_s=1.2)
     eventually(lambda: shim.log("stdout").count(b"ready") == 2)

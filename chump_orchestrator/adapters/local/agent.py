@@ -27,15 +27,13 @@ _GONE = "the files of the dispatch have gone"
 class ShimAgent:
     """An agent under a shim, running or ended; see `core.ports.Agent`.
 
-    `active_s` and `silent_s` are what they were when this was made. `reap` is called when the
-    shim has ended.
+    `active_s` and `silent_s` are what they were when this was made.
     """
 
     def __init__(
         self,
         directory: Path,
         clock: Clock,
-        reap: Callable[[], None],
         *,
         pid: int,
         active_s: float = 0.0,
@@ -43,7 +41,6 @@ class ShimAgent:
     ) -> None:
         self._directory = directory
         self._clock = clock
-        self._reap = reap
         self._pid = pid
         self._began = clock.monotonic() - active_s
         self._last_at = clock.monotonic() - silent_s
@@ -150,7 +147,6 @@ class ShimAgent:
         while (found := await self._look()).stage not in (Stage.ENDED, Stage.NEVER):
             await anyio.sleep(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-        self._reap()
         return self.end(found)
 
     async def _look(self) -> Found:

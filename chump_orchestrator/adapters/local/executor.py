@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from chump_orchestrator.adapters.local.agent import ShimAgent
-from chump_orchestrator.adapters.local.children import Children
 from chump_orchestrator.adapters.local.files import TEMPORARY, delete, locked, sync_folder
 from chump_orchestrator.adapters.local.launching import Launch, launch
 from chump_orchestrator.adapters.local.remains import MARKER, Found, Stage, kill_shim, look
@@ -28,7 +27,7 @@ STARTING_S = 10.0
 """How long a shim may take to start its agent before it is stopped."""
 
 _LAUNCHES = 8
-"""Agents started at once; each of them holds a thread until its shim has answered."""
+"""Agents started at once; each of them costs an interpreter's start."""
 
 _TRASH = ".trash-"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.25
@@ -60,7 +59,6 @@ class LocalExecutor:
         self._overlay = dict(overlay)
         self._clock = clock
         self._python = python
-        self._children = Children()
         self._launches = anyio.CapacityLimiter(_LAUNCHES)
 
     async def launch(
@@ -78,16 +76,14 @@ class LocalExecutor:
             secrets=self._secrets(environment),
             python=self._python,
         )
-        self._children.reap()
-        pid = await self._to_its_end(partial(launch, order, self._children))
-        return ShimAgent(directory, self._clock, self._children.reap, pid=pid)
+        pid = await _to_its_end(self._launch(order))
+        return ShimAgent(directory, self._clock, pid=pid)
 
     async def attach(self, dispatch_id: str) -> ShimAgent | None:
         directory = self._directory(dispatch_id)
         begun = anyio.current_time()
         wait_s = _FIRST_WAIT_S
         while True:
-            self._children.reap()
             found = await anyio.to_thread.run_sync(look, directory, dispatch_id, self._clock.now())
             match found.stage:
                 case Stage.NEVER:
@@ -121,11 +117,9 @@ class LocalExecutor:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     async def known(self) -> tuple[str, ...]:
-        self._children.reap()
         return await anyio.to_thread.run_sync(_dispatches_in, self._folder)
 
     async def discard(self, dispatch_id: str) -> None:
-        self._children.reap()
         await anyio.to_thread.run_sync(_discard, self._directory(dispatch_id))
 
     def _directory(self, dispatch_id: str) -> Path:
@@ -158,29 +152,31 @@ class LocalExecutor:
         return ShimAgent(
             directory,
             self._clock,
-            self._children.reap,
             pid=int(_number(found.running.get("pid"))),
             active_s=_number(told.get("active_s")),
             silent_s=_number(told.get("silent_s")),
         )
 
-    async def _to_its_end(self, start: Callable[[], int]) -> int:
-        """Run a launch in a thread and wait for it whatever happens, however it is cancelled."""
-        starting = asyncio.ensure_future(  # noqa: TID251 - awaited below, come what may
-            anyio.to_thread.run_sync(start, limiter=self._launches)
-        )
-        cancelled: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
-            while not starting.done():
-                try:
-                    await asyncio.wait({starting})  # noqa: TID251 - must not cancel it
-                except asyncio.CancelledError as error:
-                    cancelled = error
-        if cancelled is not None:
-            if not starting.cancelled():
-                starting.exception()  # seen, though there is nobody left to tell
-            raise cancelled
-        return starting.result()
+    async def _launch(self, order: Launch) -> int:
+        async with self._launches:
+            return await launch(order)
+
+
+async def _to_its_end(launching: Coroutine[Any, Any, int]) -> int:
+    """Wait for a launch whatever happens: cancelled in the middle, its shim would be lost."""
+    starting = asyncio.ensure_future(launching)  # noqa: TID251 - awaited below, come what may
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not starting.done():
+            try:
+                await asyncio.wait({starting})  # noqa: TID251 - must not cancel it
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        if not starting.cancelled():
+            starting.exception()  # seen, though there is nobody left to tell
+        raise cancelled
+    return starting.result()
 
 
 def _dispatches_in(folder: Path) -> tuple[str, ...]:

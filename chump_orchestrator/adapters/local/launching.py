@@ -1,24 +1,26 @@
-"""From a command to a running shim: its program, its order, the hand-over. Blocks."""
+"""From a command to a running shim: its program, its order, the hand-over."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import os
 import re
-import select
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import Enum
+from io import FileIO
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
+
 from chump_orchestrator import shim
-from chump_orchestrator.adapters.local.children import Children
 from chump_orchestrator.adapters.local.files import (
     PROMPT,
     SHIM_LOG,
@@ -28,7 +30,7 @@ from chump_orchestrator.adapters.local.files import (
     write_durably,
     write_object,
 )
-from chump_orchestrator.adapters.local.remains import give_up
+from chump_orchestrator.adapters.local.remains import give_up, is_held, kill_shim
 from chump_orchestrator.adapters.process import SHORTAGES
 from chump_orchestrator.core.dispatch import Command, Dispatch, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
@@ -42,7 +44,7 @@ ANSWER_S = 15.0
 _SHIM = str(Path(shim.__file__).parent)
 _SHIM_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
 _REAP_S = 5.0
-_REAP_AGAIN_S = 0.005
+_LOOK_AGAIN_S = 0.005
 _LINE_LIMIT = 64 * 1024
 _PLACEHOLDER = re.compile(r"\{(worktree|branch|prompt_file)\}")
 
@@ -61,36 +63,43 @@ class Launch:
     python: str
 
 
-def launch(order: Launch, children: Children) -> int:
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Our ends of a shim's standard input and output, and what goes into the one."""
+
+    told: bytes
+    ask: FileIO
+    answer: FileIO
+
+
+async def launch(order: Launch) -> int:
     """Start an agent under a shim and return the agent's process id.
 
-    The shim is added to `children`.
     Raises `Refused` when the agent cannot be executed, `Unavailable` when it cannot be started
     now; after either, nothing of it is left running. Takes up to half a minute when a shim hangs.
+    On cancellation a shim that was not told its environment yet starts nothing.
     """
-    program = find_program(order.command.programs, order.workspace.path, order.environment)
-    try:
-        order.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unprepared(order, error) from error
-    try:
-        order.directory.mkdir(mode=0o700)
-    except FileExistsError as error:
-        raise Refused(
-            f"dispatch {order.dispatch.id} cannot be launched: {order.directory} is there"
-            " already; launch a new dispatch"
-        ) from error
-    except OSError as error:
-        raise _unprepared(order, error) from error
-    try:
-        _write_order(order, program)
-        shim_pid, ask, answer = _start(order)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            delete(order.directory)
-        raise _unprepared(order, error) from error
-    children.add(shim_pid)
-    return _hand_over(order, shim_pid, children, ask, answer)
+    with contextlib.ExitStack() as ours:
+        process, line = await _start(order, ours)
+        answer = await _hand_over(line)
+    match answer:
+        case {"state": "running", "pid": int() as pid}:
+            await _see_off(process)
+            return pid
+        case {"state": "spawn_failed", "error": str() as why, "errno": int() as number}:
+            await _see_off(process)
+            await anyio.to_thread.run_sync(_await_end, order.directory)
+            if number in SHORTAGES:
+                raise Unavailable(f"the agent could not be started now: {why}")
+            raise Refused(f"the agent could not be started: {why}")
+        case _:
+            because = answer.get("why") or f"its shim died; see {order.directory / SHIM_LOG}"
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            await _see_off(process)
+            await anyio.to_thread.run_sync(_clear_away, order, answer)
+            raise Unavailable(f"the agent of {order.dispatch.id} could not be started: {because}")
 
 
 def find_program(candidates: tuple[str, ...], worktree: str, environment: Mapping[str, str]) -> str:
@@ -166,118 +175,153 @@ def _plain(value: object) -> object:
             return str(value)
 
 
-def _start(order: Launch) -> tuple[int, int, int]:
-    """Start the shim; its process id, and our ends of its standard input and output.
+async def _start(
+    order: Launch, ours: contextlib.ExitStack
+) -> tuple[asyncio.subprocess.Process, _Line]:
+    """Start the process that is to fork the shim; our ends of the shim's pipes go to `ours`.
 
-    Not through asyncio: from Python 3.12 on its transport kills a child that is still running
-    when the loop goes, and agents outlive the daemon.
+    Agents outlive the daemon, but asyncio kills a child that still runs when the loop has gone.
+    So its child forks the shim at once and ends; see docs/decisions/0003.
     """
-    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-        their_in, ask = os.pipe()
-        theirs.callback(os.close, their_in)
-        ours.callback(os.close, ask)
-        answer, their_out = os.pipe()
-        theirs.callback(os.close, their_out)
-        ours.callback(os.close, answer)
-        log = os.open(
-            order.directory / SHIM_LOG,
-            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
-            0o600,
+    with contextlib.ExitStack() as theirs:
+        line, their_in, their_out, log = await anyio.to_thread.run_sync(
+            _prepare, order, ours, theirs
         )
-        theirs.callback(os.close, log)
-        process = subprocess.Popen(  # noqa: TID251 - see above
-            [order.python, "-I", "-S", _SHIM, str(order.directory)],
-            stdin=their_in,
-            stdout=their_out,
-            stderr=log,
-            cwd="/",
-            env=_SHIM_ENVIRONMENT,
-            start_new_session=True,
-        )
-        # It is reaped by its number; the object would complain of being dropped before.
-        process.returncode = 0
-        ours.pop_all()
-    return process.pid, ask, answer
-
-
-def _hand_over(order: Launch, shim_pid: int, children: Children, ask: int, answer: int) -> int:
-    """Tell the shim the environment, and hear from it the agent's process id."""
-    told = json.dumps({"env": dict(order.environment), "redact": list(order.secrets)}).encode()
-    until = time.monotonic() + ANSWER_S
-    try:
         try:
-            _say(ask, told, until)
-        finally:
-            os.close(ask)
-        line = _hear(answer, until)
-    except TimeoutError:
-        line = {"why": f"its shim did not answer within {ANSWER_S:g} s"}
+            process = await asyncio.create_subprocess_exec(  # noqa: TID251 - the shim's launch
+                order.python,
+                "-I",
+                "-S",
+                _SHIM,
+                str(order.directory),
+                stdin=their_in,
+                stdout=their_out,
+                stderr=log,
+                cwd="/",
+                env=_SHIM_ENVIRONMENT,
+                start_new_session=True,
+            )
+        except (OSError, RuntimeError) as error:  # the latter for want of a thread to reap it in
+            await anyio.to_thread.run_sync(_take_back, order)
+            raise _unprepared(order, error) from error
+    return process, line
+
+
+def _prepare(
+    order: Launch, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
+) -> tuple[_Line, FileIO, FileIO, FileIO]:
+    """Write the order and open what the shim starts with: its input, its output, its log."""
+    program = find_program(order.command.programs, order.workspace.path, order.environment)
+    try:
+        order.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        line = {"why": f"its shim cannot be talked to: {error.strerror}"}
-    finally:
-        os.close(answer)
-    match line:
-        case {"state": "running", "pid": int() as pid}:
-            return pid
-        case {"state": "spawn_failed", "error": str() as why, "errno": int() as number}:
-            _await_end(shim_pid, children)
-            if number in SHORTAGES:
-                raise Unavailable(f"the agent could not be started now: {why}")
-            raise Refused(f"the agent could not be started: {why}")
-        case _:
-            because = line.get("why") or f"its shim died; see {order.directory / SHIM_LOG}"
-            if line.get("state") != "left":
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(shim_pid, signal.SIGKILL)
-            _await_end(shim_pid, children)
-            give_up(order.directory, order.dispatch.id)
-            raise Unavailable(f"the agent of {order.dispatch.id} could not be started: {because}")
+        raise _unprepared(order, error) from error
+    try:
+        order.directory.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise Refused(
+            f"dispatch {order.dispatch.id} cannot be launched: {order.directory} is there"
+            " already; launch a new dispatch"
+        ) from error
+    except OSError as error:
+        raise _unprepared(order, error) from error
+    told = json.dumps({"env": dict(order.environment), "redact": list(order.secrets)})
+    try:
+        _write_order(order, program)
+        their_in, ask = _pipe(theirs, ours)
+        answer, their_out = _pipe(ours, theirs)
+        for end in (ask, answer):
+            os.set_blocking(end.fileno(), False)
+        log = theirs.enter_context(FileIO(order.directory / SHIM_LOG, "ab", opener=_for_us_alone))
+    except OSError as error:
+        _take_back(order)
+        raise _unprepared(order, error) from error
+    return _Line(told.encode(), ask, answer), their_in, their_out, log
 
 
-def _await_end(child: int, children: Children) -> None:
-    until = time.monotonic() + _REAP_S
-    while children.has(child) and time.monotonic() < until:
-        time.sleep(_REAP_AGAIN_S)
-        children.reap()
+def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
+    reader, writer = os.pipe()
+    return (
+        readers.enter_context(FileIO(reader, "rb")),
+        writers.enter_context(FileIO(writer, "wb")),
+    )
 
 
-def _say(fd: int, data: bytes, until: float) -> None:
-    os.set_blocking(fd, False)
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    left = memoryview(data)
-    with contextlib.suppress(BrokenPipeError):  # its answer tells why it has left
-        while left:
-            _await_ready(poll, until)
-            with contextlib.suppress(BlockingIOError):
-                left = left[os.write(fd, left) :]
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _hear(fd: int, until: float) -> dict[str, object]:
-    """Return the one line that a shim says; empty when it died without a word."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
+def _take_back(order: Launch) -> None:
+    with contextlib.suppress(OSError):
+        delete(order.directory)
+
+
+async def _hand_over(line: _Line) -> dict[str, object]:
+    """Tell the shim the environment and return what it says; empty when it died without a word."""
+    try:
+        with anyio.fail_after(ANSWER_S):
+            with line.ask, contextlib.suppress(BrokenPipeError):  # it will say why it has left
+                await _say(line.ask, line.told)
+            return await _hear(line.answer)
+    except TimeoutError:
+        return {"why": f"its shim did not answer within {ANSWER_S:g} s"}
+    except OSError as error:
+        return {"why": f"its shim cannot be talked to: {error.strerror}"}
+
+
+async def _say(ask: FileIO, told: bytes) -> None:
+    left = memoryview(told)
+    while left:
+        written = ask.write(left)
+        if written is None:
+            await anyio.wait_writable(ask)
+        else:
+            left = left[written:]
+
+
+async def _hear(answer: FileIO) -> dict[str, object]:
     heard = b""
     while b"\n" not in heard and len(heard) < _LINE_LIMIT:
-        _await_ready(poll, until)
-        chunk = os.read(fd, _LINE_LIMIT)
-        if not chunk:
+        chunk = answer.read(_LINE_LIMIT)
+        if chunk is None:
+            await anyio.wait_readable(answer)
+        elif chunk:
+            heard += chunk
+        else:
             break
-        heard += chunk
     with contextlib.suppress(ValueError):
-        line = json.loads(heard.partition(b"\n")[0])
-        if isinstance(line, dict):
-            return line
+        said = json.loads(heard.partition(b"\n")[0])
+        if isinstance(said, dict):
+            return said
     return {}
 
 
-def _await_ready(poll: select.poll, until: float) -> None:
-    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
-        raise TimeoutError
+async def _see_off(process: asyncio.subprocess.Process) -> None:
+    """Have asyncio reap its child, which ends as soon as it has forked the shim."""
+    with anyio.move_on_after(_REAP_S):
+        await process.wait()
+    if process.returncode is None:
+        # Alone, for its group is the shim's. Not process.kill(), which races the exit for its code.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        with anyio.move_on_after(_REAP_S):
+            await process.wait()
 
 
-def _unprepared(order: Launch, error: OSError) -> Unavailable:
-    reason = error.strerror or type(error).__name__
+def _await_end(directory: Path) -> None:
+    until = time.monotonic() + _REAP_S
+    while is_held(directory) and time.monotonic() < until:
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _clear_away(order: Launch, answer: dict[str, object]) -> None:
+    if answer.get("state") != "left":
+        kill_shim(order.directory)
+    give_up(order.directory, order.dispatch.id)
+
+
+def _unprepared(order: Launch, error: OSError | RuntimeError) -> Unavailable:
+    reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
     return Unavailable(
         f"the agent of {order.dispatch.id} could not be started in {order.directory}: {reason};"
         " see to the disk, its permissions and the limits of this process"

@@ -33,6 +33,9 @@ MARKER = "CHUMP_DISPATCH_ID"
 _SWEEP_S = 5.0
 """How long KILL is repeated before what still lives is left to a person."""
 
+_REAP_S = 1.0
+"""How long one that was killed, or let go of its lock, is waited for."""
+
 _AGAIN_S = 0.02
 _REBOOTED = "the machine was started anew while the agent ran"
 _SHIM_DIED = "the agent's shim was killed, or died"
@@ -79,10 +82,12 @@ def look(directory: Path, dispatch: str, now: datetime) -> Found:
                 stage = Stage.STARTING if running is None else Stage.RUNNING
                 return Found(stage, running or {})
             if record:
+                _reap(running or {})
                 return Found(Stage.ENDED, running or {}, record)
             if running is not None or record is not None:
                 why = "" if record is None else _UNREADABLE
                 record = _bury(directory, dispatch, running or {}, now, why)
+                _reap(running or {})
                 return Found(Stage.ENDED, running or {}, record)
             _forbid(directory, dispatch)
             return Found(Stage.NEVER)
@@ -124,6 +129,7 @@ def kill_shim(directory: Path) -> None:
         if len(words) > 1 and words[-1] == str(directory) and Path(words[-2]).name == _SHIM_FOLDER:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+                process.wait(_REAP_S)
 
 
 def sweep(dispatch: str, running: dict[str, object]) -> tuple[int, int]:
@@ -144,6 +150,26 @@ def sweep(dispatch: str, running: dict[str, object]) -> tuple[int, int]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         time.sleep(_AGAIN_S)
+
+
+def _reap(running: dict[str, object]) -> None:
+    """Reap a dead shim, and an agent that it left, if they have become our children.
+
+    As a rule `init` has them. But orphans come to this process where it is the first of a
+    container, or a subreaper.
+    """
+    for who, begin in (("shim_pid", "shim_start"), ("pid", "start")):
+        pid, start = running.get(who), running.get(begin)
+        until = time.monotonic() + _REAP_S
+        # The start time, a number on Linux alone, keeps children of the same number out of this.
+        while isinstance(pid, int) and isinstance(start, int) and host.start_of(pid) == start:
+            try:
+                reaped, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if reaped or time.monotonic() >= until:
+                break
+            time.sleep(_AGAIN_S)
 
 
 def _kill_group(running: dict[str, object]) -> None:
