@@ -111,10 +111,10 @@ def waits_and_prints(first: int, then: int) -> list[str]:
     """An agent that prints lines, and more of them when it gets SIGUSR1."""
     return python(
         "import signal, sys\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"  # may come before sigwait
         + print_lines(0, first)
         + "print('ready', file=sys.stderr, flush=True)\n"
-        + "signal.pause()\n"
+        + "signal.sigwait({signal.SIGUSR1})\n"
         + print_lines(first, then)
     )
 
