@@ -19,6 +19,11 @@ PRELUDE = """\
 import os, signal, subprocess, sys, time
 gap, branch = sys.argv[1], sys.argv[2]
 def git(*args):
+    # A checkout looks at every worktree, and fails when one of them vanishes at that moment.
+    for _ in range(10 if args[0] == "checkout" else 0):
+        if subprocess.run(["git", *args], stdin=subprocess.DEVNULL).returncode == 0:
+            return
+        time.sleep(0.05)
     subprocess.run(["git", *args], check=True, stdin=subprocess.DEVNULL)
 def ship(merge=True):
     name = gap.lower() + ".txt"
