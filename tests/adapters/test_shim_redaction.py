@@ -136,7 +136,7 @@ def test_where_chunks_end_does_not_matter_to_what_is_shown(
 
 def test_text_without_secrets_passes_at_the_speed_of_a_pipe() -> None:
     """A regular expression over everything takes 30 times as long: the bound is generous."""
-    line = b"2026-04-27T12:00:00Z INFO compiling crate foo-bar v0.1 (/work/job-runner/lib.rs:3)\n"
+    line = b"2026-04-27T12:00:00Z INFO compiling crate foo-bar v0.1 (/code/job-runner/lib.rs:3)\n"
     chunk = (line * 800)[:65_536]
     redactor = Redactor([SECRET, LONG_SECRET])
     redactor.feed(chunk)

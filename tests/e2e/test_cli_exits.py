@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -14,16 +14,7 @@ from chump_orchestrator.cli.client import NotRunning
 from chump_orchestrator.cli.exits import NotAuthorised, told
 from chump_orchestrator.cli.root import COMMANDS, cli
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
-from tests.e2e.cli_repository import Repository, a_quiet_log
-
-
-@pytest.fixture
-def repository(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Repository]:
-    monkeypatch.chdir(tmp_path)
-    with a_quiet_log():
-        yield Repository(tmp_path, capsys)
+from tests.e2e.cli_repository import Repository
 
 
 def raising(error: BaseException) -> Callable[[], object]:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.records import Parked, Pause
 from chump_orchestrator.shim.logs import StreamLog
 from tests.builders import NOW
-from tests.e2e.cli_repository import Repository, a_quiet_log, ended, running
+from tests.e2e.cli_repository import Repository, ended, running
 
 DISPATCH = {
     "id": "demo-1-x-1",
@@ -89,15 +89,6 @@ class Daemon:
 
     async def why(self, gap: str) -> str:
         return "the backend rests until noon" if gap == "DEMO-1" else "no slot, place 9"
-
-
-@pytest.fixture
-def repository(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Repository]:
-    monkeypatch.chdir(tmp_path)
-    with a_quiet_log():
-        yield Repository(tmp_path, capsys)
 
 
 def test_status_tells_what_the_daemon_says(repository: Repository) -> None:

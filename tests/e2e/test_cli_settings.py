@@ -1,25 +1,14 @@
 """config check, show and path, and init (behaviour A5, C4)."""
 
 import tomllib
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from chump_orchestrator import config
-from tests.e2e.cli_repository import Repository, a_quiet_log
+from tests.e2e.cli_repository import Repository
 
 FILE = ".chump/orchestrator.toml"
-
-
-@pytest.fixture
-def repository(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Repository]:
-    monkeypatch.chdir(tmp_path)
-    with a_quiet_log():
-        yield Repository(tmp_path, capsys)
 
 
 def test_settings_that_are_fine_are_said_to_be_unless_nobody_wants_to_know(
