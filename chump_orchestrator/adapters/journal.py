@@ -24,6 +24,7 @@ from chump_orchestrator.adapters.sqlite import (
     connect,
     storable,
     translate,
+    use_wal,
 )
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.gap import Effort, Gap, domain_of, is_gap_id
@@ -114,7 +115,7 @@ class _Book:
         try:
             if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
                 # Nobody's yet. An existing one keeps the mode that its owner has chosen.
-                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                use_wal(connection, busy_s=self._busy_s)
             if self._is_wanting(connection):
                 self._complete(connection)
             self._statements = {table: _insertion(connection, table) for table in self._tables}

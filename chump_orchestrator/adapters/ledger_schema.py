@@ -6,7 +6,13 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from chump_orchestrator.adapters.sqlite import Corrupt, connect, migrate, schema_version
+from chump_orchestrator.adapters.sqlite import (
+    Corrupt,
+    connect,
+    migrate,
+    schema_version,
+    use_wal,
+)
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -87,7 +93,7 @@ def for_writing(path: Path) -> sqlite3.Connection:
                 msg = f"{path} is damaged ({row[0]}); put it aside"
                 raise Corrupt(msg)
         migrate(connection, path, MIGRATIONS)
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        use_wal(connection)
     except BaseException:
         connection.close()
         raise

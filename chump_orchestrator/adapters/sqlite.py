@@ -10,6 +10,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from chump_orchestrator.core.errors import ConfigError, Unavailable
 
 BUSY_S = 5.0
 """How long a statement waits for another's lock before it is given up."""
+
+_SWITCH_AGAIN_S = 0.01
 
 GROUP = 256
 """At most so many writes share a commit, so that the first of them does not wait for long."""
@@ -83,6 +86,24 @@ def connect(path: Path, *, readonly: bool = False, busy_s: float = BUSY_S) -> sq
         connection.close()
         raise
     return connection
+
+
+def use_wal(connection: sqlite3.Connection, *, busy_s: float = BUSY_S) -> None:
+    """Have the database keep a write-ahead log; wait at most `busy_s` while others change it.
+
+    SQLite does not wait for locks here: where two switch at once, one of them is told that the
+    database is locked, whatever its time-out.
+    """
+    until = time.monotonic() + busy_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(_SWITCH_AGAIN_S)
+        else:
+            return
 
 
 def schema_version(connection: sqlite3.Connection) -> int:

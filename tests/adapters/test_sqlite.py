@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from chump_orchestrator.adapters.sqlite import (
     put_aside,
     schema_version,
     storable,
+    use_wal,
 )
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from tests.adapters.troubles import Locker
@@ -367,3 +369,22 @@ def test_any_text_can_be_stored(tmp_path: Path) -> None:
         kept = connection.execute("SELECT ?", (storable("ä\udce4\x00"),)).fetchone()[0]
 
     assert kept == "ä?\x00"
+
+
+def test_the_switch_to_a_write_ahead_log_waits_for_others(tmp_path: Path) -> None:
+    """SQLite's own time-out does not cover it when two switch at once."""
+    path = tmp_path / "a.db"
+    with (
+        closing(connect(path, busy_s=0.0)) as ours,
+        closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as another,
+    ):
+        another.execute("CREATE TABLE t (a)")
+        another.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            use_wal(ours, busy_s=0.0)
+        later = threading.Timer(0.3, another.execute, ("COMMIT",))
+        later.start()
+        use_wal(ours, busy_s=30.0)
+        later.join()
+
+        assert ours.execute("PRAGMA journal_mode").fetchone() == ("wal",)
