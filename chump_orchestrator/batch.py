@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
+
 from chump_orchestrator import wiring
 from chump_orchestrator.core.outcome import OutcomeKind
 from chump_orchestrator.core.picker import choose
-from chump_orchestrator.daemon.orchestrator import Manner
 
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded
-    from chump_orchestrator.daemon.orchestrator import Orchestrator
+    from chump_orchestrator.daemon.operations import Operator
 
 Say = Callable[[str], None]
 
@@ -30,11 +31,13 @@ class _Batch:
         self.counts: Counter[str] = Counter()
         self._left = size
         self._out, self._err, self._watch = out, err, watch
-        self._daemon: Orchestrator | None = None
+        self._all_launched = anyio.Event()
         self._branches: dict[str, str] = {}
 
-    def has(self, daemon: Orchestrator) -> None:
-        self._daemon = daemon
+    async def let_go(self, operator: Operator) -> None:
+        """Detach as soon as the whole batch is launched."""
+        await self._all_launched.wait()
+        operator.detach()
 
     def hear(self, event: str, fields: Mapping[str, object]) -> None:
         gap = str(fields.get("gap", ""))
@@ -57,8 +60,8 @@ class _Batch:
 
     def _launched(self) -> None:
         self._left -= 1
-        if self._left <= 0 and not self._watch and self._daemon is not None:
-            self._daemon.end(Manner.DETACH)
+        if self._left <= 0:
+            self._all_launched.set()
 
 
 async def run_batch(
@@ -84,8 +87,9 @@ async def run_batch(
         limit=len(picked),
         reflect=reflect,
         on_event=batch.hear,
+        beside=None if watch else batch.let_go,
     )
-    await wiring.operate(root, loaded, options, on_built=batch.has)
+    await wiring.run(root, loaded, options)
     if watch:
         counts = "  ".join(f"{name}={batch.counts[name]}" for name in COUNTED)
         out(f"{counts}  spawn_failures={batch.failed}")

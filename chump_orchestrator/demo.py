@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from chump_orchestrator import config, throwaway, wiring
+from chump_orchestrator.story import told
 
 AGENT = '''\
 """The demonstration's agent: one small change, committed, pushed, and merged as a forge would."""
@@ -154,7 +155,7 @@ async def demo(say: Callable[[str], None], *, keep: bool = False) -> int:
     say(f"A repository with a bare origin and 8 gaps, in {folder}")
 
     def on_event(event: str, fields: Mapping[str, object]) -> None:
-        if line := _told(event, fields):
+        if line := told(event, fields):
             say(f"{time.monotonic() - began:5.1f} s  {line}")
 
     await wiring.run(root, loaded, wiring.RunOptions(once=True, on_event=on_event))
@@ -178,23 +179,6 @@ async def _prepare() -> tuple[Path, config.Loaded]:
     settings = root / ".chump" / "orchestrator.toml"
     settings.write_text(SETTINGS.format(argv=argv), "utf-8")
     return root, throwaway.load(root)
-
-
-def _told(event: str, fields: Mapping[str, object]) -> str:
-    gap = fields.get("gap", "")
-    match event:
-        case "dispatch.launched":
-            return f"{gap:<8} agent {fields['pid']} works on branch {fields['branch']}"
-        case "dispatch.overdue":
-            return f"{gap:<8} is past its soft deadline"
-        case "agent.exited":
-            by = f", stopped: {fields['stopped_by']}" if fields["stopped_by"] else ""
-            return f"{gap:<8} agent ended, {fields['how']}{by}"
-        case "dispatch.settled":
-            why = f" ({fields['reason']})" if fields["reason"] else ""
-            return f"{gap:<8} {str(fields['outcome']).upper()}{why}"
-        case _:
-            return ""
 
 
 async def _account(root: Path, origin: Path, loaded: config.Loaded) -> Account:

@@ -65,8 +65,8 @@ async def _try(fault: str) -> Result:
     loaded = throwaway.load(root, {"CHUMP_FAULT_INJECT": fault})
     try:
         options = wiring.RunOptions(once=True, faults_allowed=True)
-        orchestrator = await wiring.operate(root, loaded, options)
-        outcome = orchestrator.scheduler.last.get("SELF-TEST")
+        account = await wiring.run(root, loaded, options)
+        outcome = account.outcomes.get("SELF-TEST")
     finally:
         shutil.rmtree(root.parent, ignore_errors=True)
     if outcome is None:

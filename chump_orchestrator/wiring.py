@@ -10,7 +10,7 @@ import fcntl
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.routing import Route
+from chump_orchestrator.daemon.account import Account, account
 from chump_orchestrator.daemon.control import serve
 from chump_orchestrator.daemon.operations import Operator
 from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
@@ -50,7 +51,6 @@ __all__ = [
     "load",
     "locate",
     "open_ledger",
-    "operate",
     "pick_policy",
     "read_backlog",
     "routes",
@@ -73,7 +73,8 @@ class RunOptions:
 
     `once` ends when nothing is eligible any more; `gaps` empty means all; `pull_wait` of `None`
     leaves the settings' deadline for pull requests; `on_event` is told of every event. `flags`
-    are those of the command line, which outrank the files on every reload, too.
+    are those of the command line, which outrank the files on every reload, too. `beside` is run
+    with the daemon, to ask and to steer it, and cancelled when it ends.
     """
 
     once: bool = False
@@ -85,6 +86,7 @@ class RunOptions:
     reflect: bool = True
     on_event: Callable[[str, Mapping[str, object]], None] | None = None
     flags: Mapping[str, object] = field(default_factory=dict)
+    beside: Callable[[Operator], Coroutine[object, object, None]] | None = None
 
 
 def locate(repo_root: Path | None, cwd: Path) -> Path:
@@ -251,43 +253,27 @@ def _agent_environment(
     return environment
 
 
-def start_logging(loaded: Loaded) -> None:
-    """Log to standard error as the settings say, secrets of the environment cut out."""
+def start_logging(loaded: Loaded, *, level: str | None = None) -> None:
+    """Log to standard error as the settings say, secrets of the environment cut out.
+
+    `level` outranks that of the settings.
+    """
     settings = loaded.settings.log
     secret = config.secret_values(config.environment())
-    logs.configure(format=str(settings.format), level=str(settings.level), secrets=secret)
+    logs.configure(format=str(settings.format), level=level or str(settings.level), secrets=secret)
 
 
-async def run(root: Path, loaded: Loaded, options: RunOptions) -> int:
-    """Be the daemon of `root` until it is drained, stopped, or done; returns the exit code.
+async def run(root: Path, loaded: Loaded, options: RunOptions) -> Account:
+    """Be the daemon of `root` until it is drained, stopped, or done; returns what it came to.
 
-    With `once`, 1 means that the last attempt of some gap did not ship (behaviour C3).
-    """
-    orchestrator = await operate(root, loaded, options)
-    failed = [g for g, o in orchestrator.scheduler.last.items() if o.kind != "shipped"]
-    return 1 if options.once and failed else 0
-
-
-async def operate(
-    root: Path,
-    loaded: Loaded,
-    options: RunOptions,
-    *,
-    on_built: Callable[[Orchestrator], None] | None = None,
-) -> Orchestrator:
-    """Run a daemon to its end and return it, for what it knows.
-
-    `on_built` gets it before it begins. `Busy` when another one has the repository,
-    `ConfigError` for what an operator must change.
+    `Busy` when another one has the repository, `ConfigError` for what an operator must change.
     """
     fault = check(root, loaded, faults_allowed=options.faults_allowed)
     with daemon_lock(root, loaded):
         async with open_ledger(root, loaded, readonly=False) as ledger:
             orchestrator = await _orchestrator(root, loaded, options, ledger, fault)
-            if on_built is not None:
-                on_built(orchestrator)
             await orchestrator.run()
-    return orchestrator
+            return await account(orchestrator.scheduler)
 
 
 async def _orchestrator(
@@ -330,7 +316,11 @@ async def _orchestrator(
         return await policies(root, fresh, options.pull_wait)
 
     async def control(daemon: Orchestrator) -> None:
-        await serve(control_path(root, loaded), Operator(daemon))
+        operator = Operator(daemon)
+        async with anyio.create_task_group() as group:
+            group.start_soon(serve, control_path(root, loaded), operator)
+            if options.beside is not None:
+                group.start_soon(options.beside, operator)
 
     if fault is not None:
         decided = replace(decided, routes=replace(decided.routes, override=fault))

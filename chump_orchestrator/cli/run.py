@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from chump_orchestrator import wiring
 from chump_orchestrator.adapters.host import HostClock
+from chump_orchestrator.cli import board
+from chump_orchestrator.cli.exits import ExitCode
 from chump_orchestrator.cli.options import Invocation, choosing, everywhere, flags
+from chump_orchestrator.cli.render import note, table
 from chump_orchestrator.cli.repository import opened, wait_for
 from chump_orchestrator.core.gap import duration_from, is_gap_id
+from chump_orchestrator.story import told
+
+if TYPE_CHECKING:
+    from chump_orchestrator.config import Loaded
+    from chump_orchestrator.daemon.account import Account
+    from chump_orchestrator.daemon.operations import Operator
 
 
 @click.command("run")
@@ -62,8 +74,45 @@ def run_command(
         flags=given,
     )
     root, loaded = opened(invocation, given, aloud=True)
-    wiring.start_logging(loaded)
-    return wait_for(partial(wiring.run, root, loaded, options))
+    account = _run(root, loaded, options)
+    if once:
+        _tell(account)
+    return ExitCode.FAILED if once and account.has_failed else ExitCode.DONE
+
+
+def _run(root: Path, loaded: Loaded, options: wiring.RunOptions) -> Account:
+    """Run the daemon; on a terminal under a table of what it does, with the story above it."""
+    log = loaded.settings.log
+    if log.format != "auto" or not board.can_stay():
+        wiring.start_logging(loaded)
+        return wait_for(partial(wiring.run, root, loaded, options))
+    shown, clock = board.Board(), HostClock()
+
+    def on_event(event: str, fields: Mapping[str, object]) -> None:
+        # What is cause for concern, the log tells as a warning.
+        if event not in ("dispatch.overdue", "dispatch.silent") and (line := told(event, fields)):
+            shown.say(f"{clock.now().astimezone():%H:%M:%S} {line}")
+
+    async def beside(operator: Operator) -> None:
+        await shown.follow(operator.status)
+
+    is_story = log.level == "info"
+    watched = replace(options, beside=beside, on_event=on_event if is_story else None)
+    with shown.shown():
+        wiring.start_logging(loaded, level="warning" if is_story else None)
+        return wait_for(partial(wiring.run, root, loaded, watched))
+
+
+def _tell(account: Account) -> None:
+    """Print how each gap ended, and what was left undone and why (behaviour C8)."""
+    if account.outcomes:
+        rows = [(gap, one.kind, one.reason or "-") for gap, one in sorted(account.outcomes.items())]
+        table(("GAP", "OUTCOME", "REASON"), rows)
+    else:
+        note("no gap was dispatched")
+    if account.left:
+        click.echo()
+        table(("LEFT", "WHY"), [(one.id, one.reason) for one in account.left])
 
 
 def next_time(text: str, now: datetime) -> datetime:

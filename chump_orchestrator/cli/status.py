@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import click
 
 from chump_orchestrator import wiring
 from chump_orchestrator.adapters.host import HostClock
-from chump_orchestrator.cli import client
+from chump_orchestrator.cli import board, client
 from chump_orchestrator.cli.exits import ExitCode
 from chump_orchestrator.cli.options import Invocation, as_json, everywhere
 from chump_orchestrator.cli.planning import holds_slot
-from chump_orchestrator.cli.render import duration, emit, instant, note, table
+from chump_orchestrator.cli.render import emit, instant, note
 from chump_orchestrator.cli.repository import opened, wait_for
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
-from chump_orchestrator.core.gap import on_one_line
 from chump_orchestrator.core.outcome import PullRequest, PullState
 from chump_orchestrator.core.picker import choose
 from chump_orchestrator.core.ports import Ledger
@@ -28,12 +28,18 @@ from chump_orchestrator.core.records import Record
 
 
 @click.command("status")
+@click.option("-w", "--watch", is_flag=True, help="Keep showing it on the terminal, until Ctrl-C.")
 @as_json
 @everywhere
 @click.pass_obj
-def status_command(invocation: Invocation, *, as_json: bool) -> int:
+def status_command(invocation: Invocation, *, watch: bool, as_json: bool) -> int:
     """Show what runs now."""
+    if watch and (as_json or not board.can_stay()):
+        msg = "--watch draws on a terminal; programs ask again with --json"
+        raise click.UsageError(msg)
     root, loaded = opened(invocation)
+    if watch:
+        return _watch(root, loaded)
     code = ExitCode.DONE
     try:
         status = client.ask(wiring.control_path(root, loaded), "status")["status"]
@@ -43,8 +49,28 @@ def status_command(invocation: Invocation, *, as_json: bool) -> int:
     if as_json:
         emit(status)
     else:
-        _show(status)
+        board.show(status)
     return code
+
+
+def _watch(root: Path, loaded: Loaded) -> int:
+    """Show the status until the daemon ends, or Ctrl-C."""
+    shown = board.Board()
+
+    async def ask() -> board.Status:
+        ask_once = partial(client.ask, wiring.control_path(root, loaded), "status")
+        answer = await anyio.to_thread.run_sync(ask_once)
+        return dict(answer["status"])
+
+    try:
+        with shown.shown():
+            wait_for(partial(shown.follow, ask))
+    except client.NotRunning:
+        note("no daemon runs on this repository")
+        return ExitCode.NOT_RUNNING
+    except KeyboardInterrupt:
+        return ExitCode.DONE
+    return ExitCode.DONE
 
 
 async def _from_ledger(root: Path, loaded: Loaded) -> dict[str, Any]:
@@ -116,51 +142,3 @@ def _pull(pull: PullRequest | None) -> dict[str, Any] | None:
     if pull is None or pull.state is PullState.NONE:
         return None
     return {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)}
-
-
-def _show(status: Mapping[str, Any]) -> None:
-    """Print a status for people; a daemon of another version may leave something out."""
-    daemon = status.get("daemon")
-    if daemon:
-        click.echo(f"{daemon['state']}, pid {daemon['pid']}, since {daemon['since']}")
-    else:
-        click.echo("no daemon runs on this repository")
-    slots = status.get("slots") or {}
-    ready = status.get("ready")
-    click.echo(
-        f"{slots.get('used', '?')} of {slots.get('total', '?')} slots used,"
-        f" {'?' if ready is None else ready} gaps ready"
-    )
-    if daemon and daemon.get("paused_by"):
-        click.echo(f"paused: {on_one_line(str(daemon['paused_by']))}")
-    if daemon and daemon.get("backlog_problem"):
-        click.echo(f"the backlog as last read is in use: {daemon['backlog_problem']}")
-    pause = status.get("pause")
-    if pause:
-        click.echo(f"paused by {pause['by']} since {pause['since']}: {pause['reason'] or '-'}")
-    dispatches = status.get("dispatches") or []
-    if dispatches:
-        click.echo()
-        headers = ("GAP", "TRY", "STATE", "BACKEND", "TIME", "DEADLINE", "SILENT", "PULL", "PID")
-        table(headers, [_shown(one) for one in dispatches])
-    parked = status.get("parked") or []
-    if parked:
-        click.echo()
-        rows = [(one["gap"], one["until"] or "-", one["reason"]) for one in parked]
-        table(("PARKED", "UNTIL", "REASON"), rows)
-
-
-def _shown(one: Mapping[str, Any]) -> tuple[object, ...]:
-    pull = one.get("pull")
-    late = " late" if one.get("overdue") else ""
-    return (
-        one["gap"],
-        one.get("attempt", "-"),
-        one["state"],
-        " ".join(filter(None, (one.get("backend"), one.get("model")))),
-        duration(one.get("elapsed_s")) + late,
-        duration(one.get("soft_deadline_s")),
-        duration(one.get("silent_s")),
-        f"#{pull['number']} {pull['state']}, checks {pull['checks']}" if pull else "-",
-        one.get("pid") or "-",
-    )

@@ -69,6 +69,15 @@ class Choice:
         )
         return tuple(one for one in refusals if one is not None)
 
+    @cached_property
+    def held(self) -> tuple[Refusal, ...]:
+        """Those of `refused` that the policy allows: held by somebody, or waiting for others."""
+        return tuple(
+            one
+            for one in self.refused
+            if _exclusion(self._backlog.index.gaps[one.id], self._backlog, self._policy) is None
+        )
+
     def reasons(self) -> tuple[Refusal, ...]:
         """Return a reason for every open gap that is not picked (behaviour K5)."""
         first = len(self.picked) + 1
@@ -97,6 +106,20 @@ def refusal(gap: Gap, backlog: Backlog, policy: PickPolicy) -> Refusal | None:
 
 def _objection(gap: Gap, backlog: Backlog, policy: PickPolicy) -> str | None:
     """Return the first reason not to pick `gap`, the one a person can do most about first."""
+    if excluded := _exclusion(gap, backlog, policy):
+        return excluded
+    hold = backlog.holds.get(gap.id)
+    if hold is not None:
+        until = f", until {hold.until:%Y-%m-%dT%H:%M:%SZ}" if hold.until else ""
+        return f"{hold.kind}: {hold.reason}{until}"
+    for needed in gap.depends_on:
+        if not backlog.is_done(needed):
+            return _unmet(needed, backlog)
+    return None
+
+
+def _exclusion(gap: Gap, backlog: Backlog, policy: PickPolicy) -> str | None:
+    """Return why `gap` is not for this orchestrator, whatever else happens."""
     if not gap.is_open:
         return f"its status is {gap.status or 'missing'}"
     if _is_finished(gap, backlog):
@@ -112,13 +135,6 @@ def _objection(gap: Gap, backlog: Backlog, policy: PickPolicy) -> str | None:
         return f"effort {gap.effort} is excluded (pick.exclude_efforts)"
     if policy.require_opt_in and not gap.auto_dispatch_ok:
         return "auto_dispatch_ok is not set, and pick.require_opt_in is"
-    hold = backlog.holds.get(gap.id)
-    if hold is not None:
-        until = f", until {hold.until:%Y-%m-%dT%H:%M:%SZ}" if hold.until else ""
-        return f"{hold.kind}: {hold.reason}{until}"
-    for needed in gap.depends_on:
-        if not backlog.is_done(needed):
-            return _unmet(needed, backlog)
     return None
 
 

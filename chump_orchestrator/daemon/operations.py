@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chump_orchestrator.core.errors import Refused
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from chump_orchestrator.daemon.roster import Place
 
 SCHEMA_VERSION = 1
+
+LINE_SHOWN = 240
+"""Characters of an agent's last telling line that a status carries."""
 
 
 class Operator:
@@ -43,6 +48,7 @@ class Operator:
             },
             "slots": {"used": scheduler.running, "total": daemon.world.policies.max_parallel},
             "ready": len(scheduler.choice.waiting),
+            "settled": Counter(str(outcome.kind) for outcome in scheduler.last.values()),
             "dispatches": [self._dispatch(place) for place in scheduler.roster.values()],
         }
 
@@ -59,6 +65,10 @@ class Operator:
         """Start nothing more, and end when the last agent has."""
         self._daemon.end(Manner.DRAIN)
         return f"draining: {self._scheduler.running} agents still running"
+
+    def detach(self) -> None:
+        """End and leave the agents to their shims; the next daemon takes them up."""
+        self._daemon.end(Manner.DETACH)
 
     async def reload(self) -> str:
         """Read settings and backlog again; `Refused` with what was wrong, the old ones stay."""
@@ -106,8 +116,10 @@ class Operator:
         if gap not in found:
             return f"its status is {entry or 'missing'}"
         known = standing.index.gaps.get(gap)
-        trouble = self._scheduler.backend_trouble(known) if known is not None else ""
-        return trouble if trouble and found[gap].startswith("no slot") else found[gap]
+        if known is None or not found[gap].startswith("no slot"):
+            return found[gap]
+        trouble = await self._scheduler.why_waiting(known)
+        return f"{found[gap]}; {trouble}" if trouble else found[gap]
 
     def _known(self, gap: str) -> str:
         entry = self._daemon.keeper.backlog.find(gap)
@@ -146,9 +158,14 @@ class Operator:
             "soft_deadline_s": soft.total_seconds(),
             "overdue": supervisor.overdue if supervisor else False,
             "silent_s": round(agent.silent().total_seconds(), 1) if agent and running else None,
+            "last_line": _last_line(agent.tail()) if agent else None,
             "pull": None
             if pull is None or pull.state == "none"
             else {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)},
             "cost_usd": supervisor.usage.cost_usd if supervisor else None,
             "tokens": supervisor.usage.tokens if supervisor else None,
         }
+
+
+def _last_line(tail: Sequence[str]) -> str | None:
+    return tail[-1][:LINE_SHOWN] if tail else None

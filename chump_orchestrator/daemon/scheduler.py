@@ -344,8 +344,23 @@ class Scheduler:
         self._times_postponed += 1
         self._postponed = min(self._postponed * 2, LONGEST_POSTPONED)
 
-    def backend_trouble(self, gap: Gap) -> str:
-        """Return why no candidate of `gap` can be used now, or empty."""
+    async def why_waiting(self, gap: Gap) -> str:
+        """Return what keeps an eligible gap from its turn, beside the slots; or empty."""
+        ledger = self.world.ledger
+        if pause := await ledger.pause():
+            return f"paused by {pause.by}: {pause.reason or 'no reason given'}"
+        fuse = await ledger.fuse()
+        if fuse.blown_until is not None:
+            until = f"{fuse.blown_until:%Y-%m-%dT%H:%M:%SZ}"
+            return f"paused until {until}, after a row of failures: {fuse.cause}"
+        assigned = self._assignment
+        if assigned.limit is not None and self.started >= assigned.limit:
+            return f"this run starts no more than {assigned.limit} agents (--limit)"
+        if assigned.until is not None and self.world.clock.now() >= assigned.until:
+            return "its time is over (--until)"
+        return self._backend_trouble(gap)
+
+    def _backend_trouble(self, gap: Gap) -> str:
         candidates = route(gap, self.world.policies.routes)
         if self._backends.first_usable(candidates, self.world.clock.now()) is not None:
             return ""

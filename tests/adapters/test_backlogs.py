@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections import Counter
@@ -774,3 +775,30 @@ async def test_b5_a_backlog_is_read_from_a_ref_when_the_ref_moves() -> None:
     assert [gap.id for gap in moved.gaps] == ["A-2"]
     assert reads == ["1", "2"]
     assert await source.stamp() == "2"
+
+
+async def test_a_large_backlog_stays_out_of_the_collector_s_way(tmp_path: Path) -> None:
+    """The collector stops the loop for as long as it walks, and would walk through every gap."""
+    path = tmp_path / "gaps.yaml"
+    note = "x" * 2000
+    path.write_text(
+        "gaps:\n"
+        + "".join(f"- id: A-{n}\n  status: open\n  description: {note}\n" for n in range(3000))
+    )
+    whole: list[int] = []
+
+    def on_collection(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and info["generation"] == 2:
+            whole.append(gc.get_count()[0])
+
+    gc.collect()
+    gc.callbacks.append(on_collection)
+    try:
+        loaded = await YamlFile(path=path).load()
+    finally:
+        gc.callbacks.remove(on_collection)
+
+    assert len(loaded.gaps) == 3000
+    assert whole == []
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 3000

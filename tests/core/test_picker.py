@@ -232,6 +232,27 @@ def test_every_open_gap_that_is_not_picked_has_a_reason() -> None:
     )
 
 
+def test_what_is_held_is_told_apart_from_what_the_policy_excludes() -> None:
+    """Behaviour C8: a run lists at its end what it was for and could not do."""
+    backlog = a_backlog(
+        a_gap("A-1", priority=Priority.P4),
+        a_gap("A-2", effort=Effort.XL),
+        a_gap("A-3"),
+        a_gap("A-4", depends_on=("A-1",)),
+        a_gap("A-5"),
+        a_gap("A-6", status="done"),
+        holds={
+            "A-1": Hold(HoldKind.PARKED, "it failed"),
+            "A-3": Hold(HoldKind.PARKED, "it failed"),
+        },
+    )
+
+    assert choose(backlog, 0, PickPolicy()).held == (
+        Refusal("A-3", "parked: it failed"),
+        Refusal("A-4", "waits for A-1, whose status is open"),
+    )
+
+
 def shipped(domain: str, number: int, days_ago: int | None = 0) -> Gap:
     when = None if days_ago is None else DAY - timedelta(days=days_ago)
     return a_gap(f"{domain}-9{number:03}", status="done", closed_date=when)

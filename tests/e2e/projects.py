@@ -215,3 +215,7 @@ def gaps(*ids: str, **more: str) -> str:
 
 EMPTY: dict[str, list[str]] = {"worktrees": [], "leases": [], "processes": []}
 """What must be left behind: nothing."""
+
+
+Make = Callable[..., Project]
+"""Makes a project and sees to it that nothing of it lives on; a fixture gives one."""

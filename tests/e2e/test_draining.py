@@ -6,17 +6,13 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.e2e.projects import EMPTY, Project, gaps
+from tests.e2e.projects import EMPTY, Make, gaps
 
 pytestmark = pytest.mark.timeout(240)
-
-Make = Callable[..., Project]
 
 FAMILY = """\
 def stubborn():
@@ -40,20 +36,6 @@ if gap == "SLOW-1":
     stay()
 ship()
 """
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
-    """Make a project; cleaned up at the end."""
-    made: list[Project] = []
-
-    def project(*args: Any, **options: Any) -> Project:
-        made.append(Project.make(tmp_path / f"p{len(made)}", *args, **options))
-        return made[-1]
-
-    yield project
-    for one in made:
-        one.clean()
 
 
 def test_forty_gaps_through_twenty_slots_all_ship(make: Make) -> None:

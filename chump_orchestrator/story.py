@@ -1,0 +1,36 @@
+"""What happens to dispatches, one line each, for people who watch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from chump_orchestrator.core.gap import on_one_line
+
+GAP_WIDTH = 8
+"""Columns for the id of a gap; longer ones push their line to the right."""
+
+
+def told(event: str, fields: Mapping[str, object]) -> str:
+    """Return the line for an event of the daemon, or empty for what is no part of the story."""
+    line = _of(event, fields)
+    return on_one_line(f"{fields.get('gap', ''):<{GAP_WIDTH}} {line}") if line else ""
+
+
+def _of(event: str, fields: Mapping[str, object]) -> str:
+    match event:
+        case "dispatch.launched":
+            return f"agent {fields['pid']} works on branch {fields['branch']}"
+        case "dispatch.overdue":
+            return "is past its soft deadline"
+        case "dispatch.silent":
+            return "has not written anything for long"
+        case "pull.changed" if fields["number"] is not None:
+            return f"pull request #{fields['number']} is {fields['state']}"
+        case "agent.exited":
+            by = f", stopped: {fields['stopped_by']}" if fields["stopped_by"] else ""
+            return f"agent ended, {fields['how']}{by}"
+        case "dispatch.settled":
+            why = f" ({fields['reason']})" if fields["reason"] else ""
+            return f"{str(fields['outcome']).upper()}{why}"
+        case _:
+            return ""
