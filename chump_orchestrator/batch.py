@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,10 @@ COUNTED = ("shipped", "ci_failed", "stalled", "killed", "race_abandoned")
 class _Batch:
     """Prints what happens to a batch, and lets go of it once all of it is launched."""
 
-    def __init__(self, size: int, out: Say, err: Say, *, watch: bool) -> None:
+    def __init__(self, gaps: Collection[str], out: Say, err: Say, *, watch: bool) -> None:
         self.failed = 0
         self.counts: Counter[str] = Counter()
-        self._left = size
+        self._gaps, self._left = frozenset(gaps), len(gaps)
         self._out, self._err, self._watch = out, err, watch
         self._all_launched = anyio.Event()
         self._branches: dict[str, str] = {}
@@ -41,6 +41,8 @@ class _Batch:
 
     def hear(self, event: str, fields: Mapping[str, object]) -> None:
         gap = str(fields.get("gap", ""))
+        if gap not in self._gaps:
+            return  # of an earlier batch, taken up on the way
         if event == "dispatch.launched":
             self._branches[gap] = str(fields["branch"])
             self._out(f"DISPATCHED: {gap} in {fields['worktree']} as PID {fields['pid']}")
@@ -74,13 +76,17 @@ async def run_batch(
     backlog = await wiring.read_backlog(root, loaded)
     async with wiring.open_ledger(root, loaded, readonly=True) as ledger:
         standing = await wiring.standing(root, loaded, backlog, ledger)
+        active = await ledger.records(active=True)
     settings = loaded.settings
-    picked = choose(standing, settings.max_parallel, wiring.pick_policy(settings)).picked
+    wiring.check(root, loaded, await wiring.routes(root, loaded), faults_allowed=False)
+    free = max(settings.max_parallel - sum(1 for one in active if one.holds_slot), 0)
+    picked = choose(standing, free, wiring.pick_policy(settings)).picked
     if not picked:
-        err("nothing to dispatch: no open gap is eligible; `plan --explain` says why")
+        why = "no open gap is eligible" if free else "no slot is free"
+        err(f"nothing to dispatch: {why}; `plan --explain` says more")
         return 0
     out(f"{backlog.total} gaps, {backlog.open} open, dispatching {len(picked)}")
-    batch = _Batch(len(picked), out, err, watch=watch)
+    batch = _Batch([gap.id for gap in picked], out, err, watch=watch)
     options = wiring.RunOptions(
         once=True,
         gaps=tuple(gap.id for gap in picked),
@@ -89,10 +95,14 @@ async def run_batch(
         on_event=batch.hear,
         beside=None if watch else batch.let_go,
     )
-    await wiring.run(root, loaded, options)
+    account = await wiring.run(root, loaded, options)
     if watch:
         counts = "  ".join(f"{name}={batch.counts[name]}" for name in COUNTED)
         out(f"{counts}  spawn_failures={batch.failed}")
     else:
         err("the agents go on by themselves; `chump-orchestrator run` settles them")
+    if account.interrupted:
+        return 130
+    if account.held_up:
+        err(f"not all could be dispatched: {account.held_up}")
     return 1 if batch.failed else 0

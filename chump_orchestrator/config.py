@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.gap import plain
 from chump_orchestrator.core.routing import Route, canonical_backend
 from chump_orchestrator.settings import schema
+from chump_orchestrator.settings.layers import Layers, Loaded, Origin, OriginKind
 from chump_orchestrator.settings.passed import AGENT_VARIABLES, FORGE_VARIABLES, agent_environment
 from chump_orchestrator.settings.rules import Key, shown, toml
 from chump_orchestrator.settings.schema import Settings, build, flatten, rule_of
 from chump_orchestrator.settings.secrets import masked, masked_arguments, secret_values
-from chump_orchestrator.settings.toml_file import Found, checked, dotted, read
+from chump_orchestrator.settings.toml_file import dotted, read
 
 __all__ = [
     "AGENT_VARIABLES",
@@ -34,6 +34,7 @@ __all__ = [
     "agent_environment",
     "environment",
     "load",
+    "salvage",
     "secret_values",
     "show",
 ]
@@ -43,68 +44,6 @@ FILE = Path(".chump/orchestrator.toml")
 
 FLAGS: Mapping[Key, str] = {("backlog", "path"): "--backlog", ("consent",): "--yes"}
 """Flags whose names do not follow from their keys."""
-
-
-class OriginKind(StrEnum):
-    """Which layer a value comes from, the weakest first."""
-
-    DEFAULT = "default"
-    FILE = "file"
-    ENVIRONMENT = "environment"
-    FLAG = "flag"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a value comes from: `name` is a file, a variable or a flag; `line` counts from 1."""
-
-    kind: OriginKind = OriginKind.DEFAULT
-    name: str = ""
-    line: int | None = None
-
-    def __str__(self) -> str:
-        place = f"{self.name}:{self.line}" if self.line else self.name
-        return place or "default"
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Settings with the origin of every key, by dotted key, and what is odd but no error."""
-
-    settings: Settings
-    origins: Mapping[str, Origin]
-    notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """What was found so far; a later layer writes over an earlier one."""
-
-    values: dict[Key, object] = field(default_factory=dict)
-    origins: dict[Key, Origin] = field(default_factory=dict)
-    problems: list[tuple[Origin, Key, str]] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-
-    def take(self, key: Key, value: object, origin: Origin) -> None:
-        """Check a value from outside a file and keep it, or what is wrong with it."""
-        try:
-            self.values[key] = checked(key, value)
-            self.origins[key] = origin
-        except ValueError as error:
-            self.problems.append((origin, key, str(error)))
-
-    def take_file(self, path: Path, found: Found) -> None:
-        """Keep what a file says."""
-        for key, value in found.values.items():
-            self.values[key] = value
-            self.origins[key] = Origin(OriginKind.FILE, str(path), found.line_of(key))
-        for problem in found.problems:
-            origin = Origin(OriginKind.FILE, str(path), problem.line or None)
-            self.problems.append((origin, problem.key, problem.text))
-
-    def objection(self, key: Key, text: str) -> None:
-        """Keep what is wrong with a value that is fine by itself."""
-        self.problems.append((self.origins.get(key, Origin()), key, text))
 
 
 def load(
@@ -122,9 +61,30 @@ def load(
     platform's when `None`. `installed` names the plug-ins of an entry-point group; where it knows
     none, names are not checked. Raises `ConfigError` with a line for everything that is wrong.
     """
+    loaded, wrong = salvage(
+        root, environ=environ, flags=flags, user_file=user_file, installed=installed
+    )
+    if wrong:
+        raise ConfigError(wrong)
+    return loaded
+
+
+def salvage(
+    root: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    user_file: Path | None = None,
+    installed: Callable[[str], Collection[str]] | None = None,
+) -> tuple[Loaded, str]:
+    """Return what can be used of the settings, and all that is wrong, a line each; "" for nothing.
+
+    The parameters are those of `load`. What is wrong counts as not given. It does for finding a
+    daemon that runs; nothing else should be done with settings of which something is wrong.
+    """
     environ = environment() if environ is None else environ
     installed = installed or plug_ins
-    layers = _Layers()
+    layers = Layers()
     for path in (user_file or user_settings_file(), root / FILE):
         layers.take_file(path, read(path))
     override = _from_environment(layers, environ)
@@ -141,12 +101,12 @@ def load(
     )
     _check_names(layers, settings, installed)
     _check_together(layers, settings, root)
-    if layers.problems:
-        told = sorted(layers.problems, key=lambda p: (p[0].name, p[0].line or 0, p[1]))
-        lines = "\n".join(dict.fromkeys(_told(*problem) for problem in told))
-        raise ConfigError(masked(lines, secret_values(environ)))
+    settings = _with_template(layers, settings, root)
+    told = sorted(layers.problems, key=lambda p: (p[0].name, p[0].line or 0, p[1]))
+    lines = "\n".join(dict.fromkeys(_told(*problem) for problem in told))
     origins = {dotted(key): layers.origins.get(key, Origin()) for key in flatten(settings)}
-    return Loaded(settings, origins, tuple(layers.notices))
+    loaded = Loaded(settings, origins, tuple(layers.notices))
+    return loaded, masked(lines, secret_values(environ))
 
 
 def _told(origin: Origin, key: Key, text: str) -> str:
@@ -210,7 +170,7 @@ OVERRIDE = ("CHUMP_DISPATCH_BACKEND", "CHUMP_DISPATCH_MODEL", "CHUMP_DISPATCH_PR
 """Variables that outrank the routing table (behaviour G3)."""
 
 
-def _from_environment(layers: _Layers, environ: Mapping[str, str]) -> Route | None:
+def _from_environment(layers: Layers, environ: Mapping[str, str]) -> Route | None:
     """Take what the environment sets, and return the route it prescribes."""
     for variable, (key, read_text) in VARIABLES.items():
         text = environ.get(variable, "").strip()
@@ -241,32 +201,37 @@ def _from_environment(layers: _Layers, environ: Mapping[str, str]) -> Route | No
     return Route(canonical_backend(backend), model, provider, "CHUMP_DISPATCH_BACKEND")
 
 
+BUILT_IN = {"backends": ("claude", "chump-local", "custom"), "pulls": ("gh", "git")}
+"""Plug-ins that are there wherever this is; to look for others takes as long as all the rest."""
+
+
 def _check_names(
-    layers: _Layers, settings: Settings, installed: Callable[[str], Collection[str]]
+    layers: Layers, settings: Settings, installed: Callable[[str], Collection[str]]
 ) -> None:
     """Object to backends and providers that are not installed (behaviour A1)."""
-    backends, pulls = installed("backends"), installed("pulls")
+
+    def objection(group: str, noun: str, name: str) -> str:
+        if name in BUILT_IN[group] or name in (known := installed(group)) or not known:
+            return ""
+        return f"no {noun} named {shown(name)}; installed: {', '.join(sorted(known))}"
+
     default = schema.BackendSettings().options
-    named = {("backend", name): name for name in settings.backend.options if name not in default}
+    own = (name for name in settings.backend.options if name not in default)
+    named: dict[Key, str] = {("backend", name): name for name in own}
     named["backend", "use"] = settings.backend.use
+    named.update({key: key[1] for key in layers.tables if key[1] not in default})
     for key, name in named.items():
-        if backends and name not in backends:
+        if text := objection("backends", "backend", name):
             where = next((k for k in layers.origins if k[:2] == key), key)
-            text = f"no backend named {shown(name)}; installed: {', '.join(sorted(backends))}"
-            layers.problems.append((layers.origins.get(where, Origin()), key, text))
-    if settings.override and backends and settings.override.backend not in backends:
-        text = f"no backend named {shown(settings.override.backend)}"
-        origin = Origin(OriginKind.ENVIRONMENT, OVERRIDE[0])
-        listed = ", ".join(sorted(backends))
-        layers.problems.append((origin, (), f"{text}; installed: {listed}"))
-    if pulls and settings.pulls.use not in pulls:
-        text = (
-            f"no provider named {shown(settings.pulls.use)}; installed: {', '.join(sorted(pulls))}"
-        )
+            origin = layers.origins.get(where) or layers.tables.get(key) or Origin()
+            layers.problems.append((origin, key, text))
+    if settings.override and (text := objection("backends", "backend", settings.override.backend)):
+        layers.problems.append((Origin(OriginKind.ENVIRONMENT, OVERRIDE[0]), (), text))
+    if text := objection("pulls", "provider", settings.pulls.use):
         layers.objection(("pulls", "use"), text)
 
 
-def _check_together(layers: _Layers, settings: Settings, root: Path) -> None:
+def _check_together(layers: Layers, settings: Settings, root: Path) -> None:
     """Object to values that are fine one by one, and take note of those that are odd."""
     custom = settings.backend.of("custom").argv
     if custom and (not custom[0] or custom[0].startswith("-")):
@@ -297,11 +262,29 @@ def _check_together(layers: _Layers, settings: Settings, root: Path) -> None:
         )
 
 
+def _with_template(layers: Layers, settings: Settings, root: Path) -> Settings:
+    """Return the settings with the whole path of a brief's template, and tell what is odd there.
+
+    A relative one lies in the repository's main work tree, as what the operator wrote does; one
+    of that name in an agent's worktree is not it.
+    """
+    written = settings.prompt.template
+    if not written:
+        return settings
+    path = root.absolute() / written
+    if not Path(written).is_absolute() and not path.resolve().is_relative_to(root.resolve()):
+        # Otherwise whoever can commit a link could have any file of this machine told to an agent.
+        layers.objection(("prompt", "template"), f"{path} leads out of the repository")
+    elif not path.is_file():
+        layers.notices.append(f"prompt.template: there is no file {path}")
+    return replace(settings, prompt=replace(settings.prompt, template=str(path)))
+
+
 PLACEHOLDERS = ("{gap}", "{prompt_file}", "{worktree}", "{branch}", "{model}")
 """What is filled in where a custom backend's `argv` has it."""
 
 
-def _check_folders(layers: _Layers, settings: Settings, root: Path) -> None:
+def _check_folders(layers: Layers, settings: Settings, root: Path) -> None:
     """Object to folders of which one would sweep up the other."""
 
     def place(folder: str) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chump_orchestrator import plugins
-from chump_orchestrator.adapters.faults import first_fault
+from chump_orchestrator.adapters.faults import FAULTS, first_fault
 from chump_orchestrator.adapters.routing_file import load_table
 from chump_orchestrator.core.brakes import RetryPolicy
 from chump_orchestrator.core.dispatch import DeadlinePolicy, depth_objection
@@ -19,6 +20,28 @@ from chump_orchestrator.daemon.world import Policies
 
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
+
+BYPASSING = frozenset({"claude"})
+"""Backends that run an agent past its own permission prompts (behaviour A5)."""
+
+LONGEST_RENEWAL = timedelta(minutes=10)
+"""How often leases are renewed; more often where they last less than half an hour."""
+
+FIXED = (
+    "base_ref",
+    "pass_env",
+    "backlog",
+    "prompt",
+    "pulls.use",
+    "worktrees",
+    "leases",
+    "journal",
+    "state.dir",
+    "stop",
+    "log",
+    "faults",
+)
+"""Settings that a running daemon keeps, whatever their file says by now."""
 
 
 def pick_policy(settings: Settings) -> PickPolicy:
@@ -49,7 +72,7 @@ async def routes(root: Path, loaded: Loaded) -> RoutePolicy:
     )
 
 
-async def policies(root: Path, loaded: Loaded, pull_wait: timedelta | None) -> Policies:
+async def policies(root: Path, loaded: Loaded) -> Policies:
     """Return everything that the operator decided, for the daemon."""
     settings = loaded.settings
     return Policies(
@@ -59,7 +82,7 @@ async def policies(root: Path, loaded: Loaded, pull_wait: timedelta | None) -> P
             soft=settings.deadlines.soft,
             grace=settings.deadlines.grace,
             silent=settings.deadlines.silent,
-            pull=pull_wait or settings.pulls.deadline,
+            pull=settings.pulls.deadline,
             ci_grace=settings.pulls.ci_grace,
             look_interval=settings.pulls.interval,
         ),
@@ -73,10 +96,12 @@ async def policies(root: Path, loaded: Loaded, pull_wait: timedelta | None) -> P
         max_open_pulls=settings.max_open_pulls,
         repeat=settings.pick.repeat,
         lessons=settings.lessons.enabled,
+        keep_logs=timedelta(days=settings.state.keep_days),
+        renewal=min(LONGEST_RENEWAL, settings.leases.ttl / 3),
     )
 
 
-def check(root: Path, loaded: Loaded, *, faults_allowed: bool) -> Route | None:
+def check(root: Path, loaded: Loaded, routed: RoutePolicy, *, faults_allowed: bool) -> Route | None:
     """Refuse what must not run: `ConfigError` for depth, missing consent, forbidden faults.
 
     Returns the route to a fault where one is asked for and allowed (behaviour F1).
@@ -84,14 +109,33 @@ def check(root: Path, loaded: Loaded, *, faults_allowed: bool) -> Route | None:
     settings = loaded.settings
     if objection := depth_objection(settings.depth):
         raise ConfigError(objection)
+    faults_allowed = faults_allowed or settings.faults.allowed
     fault = first_fault(settings.fault_inject) if settings.fault_inject else None
-    if fault is not None and (faults_allowed or settings.faults.allowed):
+    if fault is not None and faults_allowed:
         return Route(fault, why="CHUMP_FAULT_INJECT")
-    if settings.backend.use == "claude" and not settings.consent:
+    backends = sorted(reachable(routed))
+    if not faults_allowed and (injected := [name for name in backends if name in FAULTS]):
+        msg = f"backend {injected[0]} injects a fault; only faults.allowed lets one be chosen"
+        raise ConfigError(msg)
+    bypassing = [name for name in backends if name in BYPASSING]
+    if bypassing and not settings.consent:
         msg = (
-            f"{root}: claude would run here without asking before it acts, with your rights;"
-            " agree once with `chump-orchestrator init --yes`, or set consent = true in"
+            f"{root}: {bypassing[0]} would run here without asking before it acts, with your"
+            " rights; agree once with `chump-orchestrator init --yes`, or set consent = true in"
             " .chump/orchestrator.toml"
         )
         raise ConfigError(msg)
     return None
+
+
+def reachable(routed: RoutePolicy) -> set[str]:
+    """Return the backends that some gap may go to."""
+    if routed.override is not None:
+        return {routed.override.backend}
+    rows = (*(rule.candidates for rule in routed.table.rules), routed.table.default_candidates)
+    return {routed.default.backend} | {one.backend for row in rows for one in row}
+
+
+def waits_for_restart(running: Settings, fresh: Settings) -> list[str]:
+    """Return the settings that differ and that a running daemon does not take over."""
+    return [name for name in FIXED if attrgetter(name)(running) != attrgetter(name)(fresh)]

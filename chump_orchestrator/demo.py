@@ -116,6 +116,10 @@ EXPECTED = {
 }
 
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C (behaviour C3)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """What is true after the run, read back from where it lies."""
@@ -148,27 +152,36 @@ async def demo(say: Callable[[str], None], *, keep: bool = False) -> int:
     """Run the demonstration and say what happens; 0 when everything went as it should.
 
     With `keep` the folder stays for looking around; it stays anyway when something went wrong.
+    Returns 130, and says nothing of how it went, when it was interrupted.
     """
     began = time.monotonic()
     root, loaded = await _prepare()
     folder = root.parent
-    say(f"A repository with a bare origin and 8 gaps, in {folder}")
+    is_wanted = keep
+    place = str(folder) if keep else "a folder that is deleted at the end (--keep keeps it)"
+    say(f"A repository with a bare origin and 8 gaps, in {place}")
 
     def on_event(event: str, fields: Mapping[str, object]) -> None:
         if line := told(event, fields):
             say(f"{time.monotonic() - began:5.1f} s  {line}")
 
-    await wiring.run(root, loaded, wiring.RunOptions(once=True, on_event=on_event))
-    account = await _account(root, folder / "origin.git", loaded)
-    _print(say, account, root, time.monotonic() - began)
-    if account.objections:
-        say(f"The folder stays for a look: {folder}")
-        return 1
-    if keep:
-        say(f"Everything lies in {folder}")
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-    return 0
+    try:
+        run = await wiring.run(root, loaded, wiring.RunOptions(once=True, on_event=on_event))
+        if run.interrupted:
+            say("Interrupted; its agents were stopped")
+            return INTERRUPTED
+        account = await _account(root, folder / "origin.git", loaded)
+        is_wanted = keep or bool(account.objections)
+        _print(say, account, root if is_wanted else None, time.monotonic() - began)
+        return 1 if account.objections else 0
+    except Exception:
+        is_wanted = True
+        raise
+    finally:
+        if is_wanted:
+            say(f"Everything lies in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _prepare() -> tuple[Path, config.Loaded]:
@@ -225,15 +238,20 @@ def _left(dispatches: set[str]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _print(say: Callable[[str], None], account: Account, root: Path, took_s: float) -> None:
+def _print(say: Callable[[str], None], account: Account, root: Path | None, took_s: float) -> None:
+    """Say what it came to; `root` is where that can be looked at, `None` when nowhere."""
+
+    def of(file: str) -> str:
+        return f" in {root / file}" if root else ""
+
     say("")
     say("The account, read back from where it lies:")
     for gap, outcome in account.outcomes.items():
         say(f"  {gap:<8} {outcome}")
     say("  LATER-1  not picked: its priority is P4")
     say(f"  merged on origin/main: {', '.join(account.merged)}")
-    say(f"  reflections: {account.reflections} in {root / 'sessions/chump_memory.db'}")
-    say(f"  routing rows: {account.routing_rows} in {root / '.chump/state.db'}")
+    say(f"  reflections: {account.reflections}{of('sessions/chump_memory.db')}")
+    say(f"  routing rows: {account.routing_rows}{of('.chump/state.db')}")
     left = len(account.worktrees), len(account.leases), len(account.processes)
     say("  left behind: {} worktrees, {} leases, {} processes".format(*left))
     for objection in account.objections:

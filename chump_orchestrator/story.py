@@ -9,6 +9,12 @@ from chump_orchestrator.core.gap import on_one_line
 GAP_WIDTH = 8
 """Columns for the id of a gap; longer ones push their line to the right."""
 
+_ENDINGS = {
+    "teardown": "ending: every agent is stopped; the same signal again kills",
+    "drain": "ending as soon as the last agent has ended; nothing more is started",
+    "detach": "ending; the agents go on by themselves",
+}
+
 
 def told(event: str, fields: Mapping[str, object]) -> str:
     """Return the line for an event of the daemon, or empty for what is no part of the story."""
@@ -20,6 +26,8 @@ def _of(event: str, fields: Mapping[str, object]) -> str:
     match event:
         case "dispatch.launched":
             return f"agent {fields['pid']} works on branch {fields['branch']}"
+        case "daemon.ending":
+            return _ENDINGS.get(str(fields["manner"]), "")
         case "dispatch.overdue":
             return "is past its soft deadline"
         case "dispatch.silent":

@@ -26,6 +26,7 @@ class MemoryLedger:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._freed: set[str] = set()
+        self._excused: set[str] = set()
         self._accepted: set[str] = set()
         self._outbox: dict[str, Reflection] = {}
         self._parked: dict[str, Parked] = {}
@@ -71,6 +72,8 @@ class MemoryLedger:
         )
         if settlement.reflection is not None:
             self._outbox[dispatch_id] = settlement.reflection
+        if settlement.excused:
+            self._excused.add(dispatch_id)
         if settlement.progress:
             self._accepted |= {each.dispatch.id for each in self._of(gap)}
         self._parked.pop(gap, None)
@@ -105,12 +108,17 @@ class MemoryLedger:
         counted = [each for each in self._of(gap) if each.dispatch.id not in self._freed]
         outcomes = [each.outcome for each in counted if each.outcome is not None]
         return History(
-            failures=sum(outcome.is_failure for outcome in outcomes),
+            failures=sum(
+                each.outcome.is_failure
+                for each in counted
+                if each.outcome is not None and each.dispatch.id not in self._excused
+            ),
             refusals=sum(outcome.kind is OutcomeKind.RACE_ABANDONED for outcome in outcomes),
             sessions=sum(
                 each.launched_at is not None and each.dispatch.id not in self._accepted
                 for each in counted
-                if each.outcome is None or each.outcome.kind is not OutcomeKind.SPAWN_FAILED
+                if each.outcome is None
+                or each.outcome.kind not in (OutcomeKind.SPAWN_FAILED, OutcomeKind.CANCELLED)
             ),
         )
 

@@ -26,6 +26,7 @@ from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.adapters.leases import FileLeases
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.sqlite import Corrupt
+from chump_orchestrator.adapters.upstream import Upstream
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
@@ -37,7 +38,13 @@ from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
 from chump_orchestrator.daemon.roster import Assignment
 from chump_orchestrator.daemon.standing import standing as standing_of
 from chump_orchestrator.daemon.world import Policies, World
-from chump_orchestrator.decisions import check, pick_policy, policies, routes
+from chump_orchestrator.decisions import (
+    check,
+    pick_policy,
+    policies,
+    routes,
+    waits_for_restart,
+)
 
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Busy",
     "RunOptions",
+    "check",
     "control_path",
     "daemon_lock",
     "load",
@@ -63,6 +71,10 @@ __all__ = [
 log = structlog.get_logger()
 
 
+LEDGER_PATIENCE_S = 60.0
+"""How long another program may keep the ledger locked before a start gives up."""
+
+
 class Busy(Exception):
     """Another daemon has this repository."""
 
@@ -71,10 +83,11 @@ class Busy(Exception):
 class RunOptions:
     """What one run is asked for, beside the settings.
 
-    `once` ends when nothing is eligible any more; `gaps` empty means all; `pull_wait` of `None`
-    leaves the settings' deadline for pull requests; `on_event` is told of every event. `flags`
-    are those of the command line, which outrank the files on every reload, too. `beside` is run
-    with the daemon, to ask and to steer it, and cancelled when it ends.
+    `once` ends when nothing is eligible any more; `gaps` empty means all; `pull_wait` is how long
+    a single run waits for open requests, `None` for as long as the settings let them be;
+    `on_event` is told of every event. `flags` are those of the command line, which outrank the
+    files on every reload, too. `beside` is run with the daemon, to ask and to steer it, and
+    cancelled when it ends.
     """
 
     once: bool = False
@@ -119,10 +132,14 @@ def daemon_lock(root: Path, loaded: Loaded) -> Iterator[None]:
     The kernel gives it back on any death, so a stale one cannot be.
     """
     folder = state_dir(root, loaded)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(FileExistsError), (folder / ".gitignore").open("x") as ignore:
-        ignore.write("*\n")
-    descriptor = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError), (folder / ".gitignore").open("x") as ignore:
+            ignore.write("*\n")
+        descriptor = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        msg = f"state.dir: {error.filename or folder} cannot be written: {error.strerror}"
+        raise ConfigError(msg) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,24 +154,36 @@ def daemon_lock(root: Path, loaded: Loaded) -> Iterator[None]:
         os.close(descriptor)
 
 
-def backlog_source(root: Path, loaded: Loaded, git: Git) -> BacklogSource:
-    """Return where gaps come from: a file, a folder, or a file at a ref (behaviour B1, B5)."""
+def backlog_source(
+    root: Path, loaded: Loaded, git: Git, *, is_fetching: bool = False
+) -> BacklogSource:
+    """Return where gaps come from: a file, a folder, or a file at a ref (behaviour B1, B5).
+
+    With `is_fetching`, a ref of a remote's is fetched as often as the forge is looked at.
+    """
     where = loaded.settings.backlog
     path = root / where.path
-    name = f"{where.ref}:{where.path}"
+    upstream = Upstream(
+        git=git, base_ref=where.ref, interval=loaded.settings.pulls.interval, clock=HostClock()
+    )
+
+    async def tree() -> str:
+        return await upstream.refresh() if is_fetching else where.ref
 
     async def read() -> bytes:
-        finished = await git.run("cat-file", "blob", name)
+        finished = await git.run("cat-file", "blob", f"{await tree()}:{where.path}")
         if finished.code:
             msg = f"backlog.ref: git has no {where.path} at {where.ref}"
             raise Unavailable(msg)
         return finished.out
 
     async def identify() -> str:
-        finished = await git.run("rev-parse", "--verify", "--quiet", "--end-of-options", name)
+        wanted = f"{await tree()}:{where.path}"
+        finished = await git.run("rev-parse", "--verify", "--quiet", "--end-of-options", wanted)
         return finished.out.decode("ascii", "replace").strip()
 
     kind = "yaml-ref" if where.ref else "yaml-dir" if path.is_dir() else "yaml-file"
+    name = f"{where.ref}:{where.path}"
     ingredients = {"path": path, "name": name, "read": read, "identify": identify}
     source: BacklogSource = plugins.make("backlogs", kind, ingredients)
     return source
@@ -174,16 +203,27 @@ async def open_ledger(root: Path, loaded: Loaded, *, readonly: bool) -> AsyncIte
     folder = state_dir(root, loaded)
     if not readonly:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        ledger = await SqliteLedger.open(folder / "ledger.db", clock=HostClock(), readonly=readonly)
-    except Corrupt as error:
-        msg = (
-            f"{error}; move it aside and start again: living agents stay under their shims,"
-            " and their dispatches are told by the folders beside it"
-        )
-        raise ConfigError(msg) from error
-    async with ledger:
+    async with await _opened(folder / "ledger.db", readonly=readonly) as ledger:
         yield ledger
+
+
+async def _opened(path: Path, *, readonly: bool) -> SqliteLedger:
+    """Open the ledger; one that another program holds locked is waited for before writing."""
+    give_up = anyio.current_time() + LEDGER_PATIENCE_S
+    while True:
+        try:
+            return await SqliteLedger.open(path, clock=HostClock(), readonly=readonly)
+        except Corrupt as error:
+            msg = (
+                f"{error}; move it aside and start again: living agents stay under their shims,"
+                " and their dispatches are told by the folders beside it"
+            )
+            raise ConfigError(msg) from error
+        except Unavailable as error:
+            if readonly or anyio.current_time() >= give_up:
+                raise
+            log.warning("ledger.unavailable", error=str(error))
+            await anyio.sleep(1)
 
 
 def leases(root: Path, loaded: Loaded) -> FileLeases:
@@ -268,16 +308,34 @@ async def run(root: Path, loaded: Loaded, options: RunOptions) -> Account:
 
     `Busy` when another one has the repository, `ConfigError` for what an operator must change.
     """
-    fault = check(root, loaded, faults_allowed=options.faults_allowed)
+    decided = await policies(root, loaded)
+    fault = check(root, loaded, decided.routes, faults_allowed=options.faults_allowed)
     with daemon_lock(root, loaded):
         async with open_ledger(root, loaded, readonly=False) as ledger:
-            orchestrator = await _orchestrator(root, loaded, options, ledger, fault)
+            orchestrator = await _orchestrator(root, loaded, options, ledger, decided, fault)
             await orchestrator.run()
-            return await account(orchestrator.scheduler)
+            if not options.once:
+                return Account({}, interrupted=orchestrator.interrupted)
+            return await account(orchestrator.scheduler, interrupted=orchestrator.interrupted)
+
+
+async def _beside(
+    work: Callable[[Operator], Coroutine[object, object, None]], operator: Operator
+) -> None:
+    """Run what only watches, so that its failure harms nobody."""
+    try:
+        await work(operator)
+    except Exception:
+        log.exception("observer.failed")
 
 
 async def _orchestrator(
-    root: Path, loaded: Loaded, options: RunOptions, ledger: SqliteLedger, fault: Route | None
+    root: Path,
+    loaded: Loaded,
+    options: RunOptions,
+    ledger: SqliteLedger,
+    decided: Policies,
+    fault: Route | None,
 ) -> Orchestrator:
     settings, clock = loaded.settings, HostClock()
     environ = config.environment()
@@ -285,7 +343,7 @@ async def _orchestrator(
     seed = secrets.randbits(64)
     log.info("daemon.seeded", seed=seed)
     base = root / settings.worktrees.base
-    source = backlog_source(root, loaded, git)
+    source = backlog_source(root, loaded, git, is_fetching=True)
     journal = None
     if settings.journal.enabled and options.reflect:
         journal = plugins.make(
@@ -309,18 +367,21 @@ async def _orchestrator(
         reserved=lambda: {gap.slug for gap in orchestrator.keeper.backlog.gaps},
     )
     await worktrees.exclude()
-    decided = await policies(root, loaded, options.pull_wait)
 
-    async def again() -> Policies:
-        fresh = load(root, options.flags)
-        return await policies(root, fresh, options.pull_wait)
+    async def again(world: World) -> str:
+        fresh = await anyio.to_thread.run_sync(load, root, options.flags)
+        new = await policies(root, fresh)
+        check(root, fresh, new.routes, faults_allowed=options.faults_allowed)
+        world.policies, world.backend = new, _backends(fresh.settings)
+        late = waits_for_restart(settings, fresh.settings)
+        return f"these take effect at the next start: {', '.join(late)}" if late else ""
 
     async def control(daemon: Orchestrator) -> None:
         operator = Operator(daemon)
         async with anyio.create_task_group() as group:
             group.start_soon(serve, control_path(root, loaded), operator)
             if options.beside is not None:
-                group.start_soon(options.beside, operator)
+                group.start_soon(_beside, options.beside, operator)
 
     if fault is not None:
         decided = replace(decided, routes=replace(decided.routes, override=fault))
@@ -362,9 +423,16 @@ async def _orchestrator(
     orchestrator = Orchestrator(
         world,
         source,
-        Assignment(frozenset(options.gaps), options.limit, options.until, options.once),
+        Assignment(
+            frozenset(options.gaps),
+            options.limit,
+            options.until,
+            options.once,
+            options.pull_wait,
+        ),
         on_signal=Manner(str(settings.stop.on_signal)),
         reload=None if fault else again,
         control=control,
+        trusts_backlog=bool(settings.backlog.ref),
     )
     return orchestrator

@@ -25,6 +25,7 @@ from chump_orchestrator.config import (
     agent_environment,
     environment,
     load,
+    salvage,
     secret_values,
     show,
 )
@@ -580,6 +581,16 @@ def test_the_users_file_lies_in_the_platforms_folder(
             " custom, exit_1",
         ),
         (
+            "consent = true\n[backend.typo]",
+            "FILE:2: backend.typo: no backend named 'typo'; installed: chump-local, claude,"
+            " custom, exit_1",
+        ),
+        (
+            "[backend]\ntypo = {}",
+            "FILE:2: backend.typo: no backend named 'typo'; installed: chump-local, claude,"
+            " custom, exit_1",
+        ),
+        (
             "[backend.local]\nmodel = 'a'\n[backend.chump-local]\nmodel = 'b'",
             "FILE:4: backend.chump-local.model: given twice, under two names of one backend; keep"
             " one of them",
@@ -992,3 +1003,120 @@ def test_reading_settings_needs_neither_the_loop_nor_yaml() -> None:
     )
 
     assert done.stdout.split() == []
+
+
+# --- where a template lies, and what is left of settings of which something is wrong
+
+
+def test_a_relative_template_lies_in_the_repository(repository: Repository) -> None:
+    """Behaviour D7: the file that the operator sees, not one of that name in a worktree."""
+    (repository.root / "brief.md").write_text("Do {gap}.")
+
+    loaded = repository.load("[prompt]\ntemplate = 'brief.md'")
+
+    assert loaded.settings.prompt.template == str(repository.root / "brief.md")
+    assert loaded.notices == ()
+
+
+def test_an_absolute_template_lies_anywhere(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "brief.md").write_text("Do {gap}.")
+
+    loaded = repository.load(f"[prompt]\ntemplate = '{tmp_path / 'brief.md'}'")
+
+    assert loaded.settings.prompt.template == str(tmp_path / "brief.md")
+    assert loaded.notices == ()
+
+
+def test_a_template_that_is_not_there_is_told(repository: Repository) -> None:
+    loaded = repository.load("[prompt]\ntemplate = 'brief.md'")
+
+    assert loaded.notices == (f"prompt.template: there is no file {repository.root / 'brief.md'}",)
+
+
+def test_a_relative_template_must_not_lead_out_of_the_repository(repository: Repository) -> None:
+    (repository.root / "brief.md").symlink_to("/etc/passwd")
+
+    assert repository.complaints("[prompt]\ntemplate = 'brief.md'") == [
+        f"FILE:2: prompt.template: {repository.root / 'brief.md'} leads out of the repository"
+    ]
+    assert "leads out" in repository.complaints("[prompt]\ntemplate = '../brief.md'")[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_parallel = 'many'\n[state]\ndir = 'kept'",
+        "[pick]\nkynd = 1\n[state]\ndir = 'kept'\nkeep_days = 'long'",
+        "[pick]\nkind = \n[state]\ndir = 'kept'\n[log]\nlevel = 'info'",
+        "max_parallel 2\n  [state]\ndir = 'kept'",
+        "state.dir = 'kept'\n[pick]\nkind = ",
+    ],
+)
+def test_the_state_folder_is_found_whatever_else_is_wrong(
+    repository: Repository, text: str
+) -> None:
+    """Behaviour C4, C7: a slip of the pen does not take a running daemon away."""
+    repository.file.write_text(text)
+
+    loaded, wrong = salvage(repository.root, environ={}, user_file=repository.user_file)
+
+    assert loaded.settings.state.dir == "kept"
+    assert str(repository.file) in wrong
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[state]\ndir = 7",
+        "[state]\ndir = '/etc'",
+        "[state\ndir = 'kept'",
+        "[state]\ndir = 'kept",
+        "state = 'x'\n[pick",
+        "[pick",
+    ],
+)
+def test_a_state_folder_that_cannot_be_told_is_the_usual_one(
+    repository: Repository, text: str
+) -> None:
+    repository.file.write_text(text)
+
+    loaded, wrong = salvage(repository.root, environ={}, user_file=repository.user_file)
+
+    assert loaded.settings.state.dir == ".chump/orchestrator"
+    assert wrong
+
+
+def test_nothing_is_wrong_with_settings_that_are_fine(repository: Repository) -> None:
+    repository.file.write_text("[state]\ndir = 'kept'")
+
+    loaded, wrong = salvage(repository.root, environ={}, user_file=repository.user_file)
+
+    assert (loaded.settings.state.dir, wrong) == ("kept", "")
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown_as"),
+    [
+        ("OPENAI_API_KEY=supersecret", "OPENAI_API_KEY=***"),
+        ("DB_PASSWORD=with some blanks", "DB_PASSWORD=***"),
+        ("--env=MY_TOKEN=supersecret", "--env=MY_TOKEN=***"),
+        ("-e=MY_TOKEN=supersecret", "-e=MY_TOKEN=***"),
+        ("-eMY_TOKEN=supersecret", "-eMY_TOKEN=***"),
+        ("cd x && MY_TOKEN=supersecret agent", "cd x && MY_TOKEN=*** agent"),
+        ("MY_TOKEN='super secret' agent", "MY_TOKEN=***"),
+        ("env A=1 MY_TOKEN='super secret' agent", "env A=1 MY_TOKEN=*** agent"),
+        ("https://host/?api_key=supersecret&b=1", "https://host/?api_key=***&b=1"),
+        ("PATH=/bin", "PATH=/bin"),
+        ("--max-tokens=4000", "--max-tokens=4000"),
+        ("MY_TOKEN=", "MY_TOKEN="),
+    ],
+)
+def test_values_of_variables_named_like_secrets_are_masked_in_arguments(
+    repository: Repository, argument: str, shown_as: str
+) -> None:
+    """Behaviour C4: `config show` masks secrets."""
+    loaded = repository.load(f'[backend.custom]\nargv = ["env", "{argument}"]\n')
+
+    rows = {key: value for key, value, _ in show(loaded)}
+
+    assert rows["backend.custom.argv"] == f'["env", "{shown_as}"]'

@@ -50,7 +50,8 @@ LOOKED_THROUGH = 500
 """So many of the latest failures are looked through for lessons."""
 
 Columns = Mapping[str, str]
-Value = str | float | None
+Value = str | int | float | None
+_LARGEST = 2**63 - 1
 
 _NUMBER = re.compile("INT|REAL|FLOA|DOUB|NUM|DEC|BOOL", re.IGNORECASE)
 """In the declared type of a column that holds numbers."""
@@ -106,7 +107,7 @@ class _Book:
 
     def insert(self, connection: sqlite3.Connection, table: str, *values: Value) -> int:
         """Add a row with the values of our columns, in order; return its id."""
-        row = [storable(value) if isinstance(value, str) else value for value in values]
+        row = [_storable(value) for value in values]
         return connection.execute(self._statements[table], row).lastrowid or 0
 
     def _connect(self) -> sqlite3.Connection:
@@ -209,6 +210,13 @@ class SqliteJournal:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _storable(value: Value) -> Value:
+    """Return a value as SQLite can hold it, numbers cut to 64 bits: some are strangers' words."""
+    if isinstance(value, str):
+        return storable(value)
+    return max(-_LARGEST, min(value, _LARGEST)) if isinstance(value, int) else value
 
 
 def _values(row: ReflectionRow | TargetRow | RoutingRow) -> tuple[Value, ...]:

@@ -55,7 +55,7 @@ _HISTORY = """
 SELECT count(*) FILTER (WHERE failed),
        count(*) FILTER (WHERE outcome = 'race_abandoned'),
        count(*) FILTER (WHERE launched_at IS NOT NULL AND NOT accepted_since
-                        AND outcome IS NOT 'spawn_failed')
+                        AND ifnull(outcome, '') NOT IN ('spawn_failed', 'cancelled'))
 FROM dispatches WHERE gap = ? AND freed_at IS NULL
 """
 """Failures, refusals and sessions of a gap, as `core.brakes.History` counts them."""
@@ -192,7 +192,7 @@ class SqliteLedger:
             "cost_usd": settlement.cost_usd,
             "tokens": integer(settlement.tokens),
             "progress": int(settlement.progress),
-            "failed": int(outcome.is_failure),
+            "failed": int(outcome.is_failure and not settlement.excused),
             "state": str(DispatchState.SETTLED if reflection else DispatchState.DONE),
         }
 

@@ -111,7 +111,7 @@ class Codec(Generic[Value]):
         """Return the value; `Corrupt` when the text tells of none."""
         try:
             return self.from_raw(json.loads(text))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             msg = f"the ledger holds a {self._of.__name__} that cannot be read: {text[:200]!r}"
             raise Corrupt(msg) from error
 
@@ -247,6 +247,7 @@ def columns_of(record: Record) -> dict[str, str | int | float | None]:
         "cost_usd": record.cost_usd,
         "tokens": integer(record.tokens),
         "tidied": int(record.tidied),
+        "lessons": json.dumps(record.lessons),
     }
 
 
@@ -291,8 +292,9 @@ def record_of(row: sqlite3.Row) -> Record:
             cost_usd=row["cost_usd"],
             tokens=row["tokens"],
             tidied=bool(row["tidied"]),
+            lessons=tuple(map(str, json.loads(row["lessons"]))),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         msg = f"the ledger's row of dispatch {row['id']!r} cannot be read: {error}"
         raise Corrupt(msg) from error
 

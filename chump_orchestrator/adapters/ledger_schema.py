@@ -78,6 +78,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE brakes (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     ),
+    ("ALTER TABLE dispatches ADD COLUMN lessons TEXT NOT NULL DEFAULT '[]'",),
 )
 """Each entry brings the schema to the next version. Entries that were released never change."""
 

@@ -21,7 +21,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.core.errors import MissingProgram, Refused, Unavailable
 
 LIMIT_BYTES = 64 * 1024 * 1024
 """Most that is kept of a helper's standard output, and of its standard error."""
@@ -206,5 +206,5 @@ async def _explained(
     if not await anyio.to_thread.run_sync(os.path.isdir, cwd):
         return Refused(f"{program} could not be started in {os.fspath(cwd)}: no such folder")
     if isinstance(error, FileNotFoundError):
-        return Refused(f"{program} was not found; install it, or correct PATH")
+        return MissingProgram(f"{program} was not found; install it, or correct PATH")
     return Refused(f"{program} cannot be executed: {reason}; see its permissions and format")

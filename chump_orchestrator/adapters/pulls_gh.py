@@ -6,10 +6,14 @@ Whatever is not plainly an answer is no news, and said to be (`Unavailable`).
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
+import anyio.to_thread
 import structlog
 
 from chump_orchestrator.adapters.git import Git
@@ -24,7 +28,7 @@ from chump_orchestrator.adapters.pulls_graphql import (
     repository_named,
 )
 from chump_orchestrator.adapters.pulls_ours import SLACK, Commits, as_of_launch, in_short
-from chump_orchestrator.core.errors import ConfigError, Unavailable
+from chump_orchestrator.core.errors import ConfigError, MissingProgram, Unavailable
 from chump_orchestrator.core.outcome import PullRequest, PullState
 from chump_orchestrator.core.ports import Clock
 from chump_orchestrator.core.records import Watch
@@ -74,7 +78,7 @@ class GhPulls:
     """Asks GitHub, or a GitHub Enterprise server, about all branches at once.
 
     The repository is that of `GH_REPO` in `env`, else that of `remote`'s URL; where neither tells,
-    `look` raises `ConfigError`. `gh` sees `env` and no more. Ask one question at a time;
+    `check` and `look` raise `ConfigError`. `gh` sees `env` and no more. Ask one question at a time;
     cancelling ends `gh` and leaves nothing behind.
     """
 
@@ -109,6 +113,17 @@ class GhPulls:
         self._accepted: dict[str, set[int]] = {}
         self._doubted: dict[str, frozenset[tuple[int, str]]] = {}
         self._sightings: dict[str, PullRequest] = {}
+
+    async def check(self) -> None:
+        """See `core.ports.Pulls`: that the repository is known, and that there is a `gh`."""
+        self._repository = await self._find_repository()
+        path = self._env.get("PATH", os.defpath)
+        if await anyio.to_thread.run_sync(partial(shutil.which, self._program, path=path)) is None:
+            missing = MissingProgram(f"{self._program} was not found")
+            raise ConfigError(
+                f"pulls.use: there is no {self._program} on the PATH; install it"
+                " (https://cli.github.com), or set pulls.use = git"
+            ) from missing
 
     async def look(self, watches: Sequence[Watch]) -> Mapping[str, PullRequest]:
         if not watches:

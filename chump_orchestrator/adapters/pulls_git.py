@@ -69,6 +69,19 @@ class GitPulls:
         self._judged: dict[str, _Judged] = {}
         self._sightings: dict[str, PullRequest] = {}
 
+    async def check(self) -> None:
+        """See `core.ports.Pulls`: that the base is on a remote with a URL, or here."""
+        place = await self._find_place()
+        if not place.remote:
+            return
+        found = await self._git.run("remote", "get-url", "--", place.remote)
+        # git takes the name of a remote without a URL for a path.
+        if found.code != 0 or found.out.decode("utf-8", "replace").strip() == place.remote:
+            raise ConfigError(
+                f"remote {place.remote} has no URL; run `git remote set-url {place.remote} URL`,"
+                " or set base_ref"
+            )
+
     async def look(self, watches: Sequence[Watch]) -> Mapping[str, PullRequest]:
         if not watches:
             return {}

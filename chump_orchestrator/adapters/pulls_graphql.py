@@ -13,6 +13,9 @@ from urllib.parse import quote
 from chump_orchestrator.adapters.pulls_ours import is_oid
 from chump_orchestrator.core.outcome import Checks, PullState
 
+_LARGEST_NUMBER = 2**31 - 1
+"""GraphQL's integers have 32 bits."""
+
 REQUESTS_PER_BRANCH = 10
 """Newest first; more than one only where a branch was used again."""
 
@@ -168,7 +171,7 @@ def _request(node: object, branch: str) -> Request | None:
         return None
     head = _part(node, "headRefOid", str)
     number = _part(node, "number", int)
-    if not is_oid(head) or isinstance(number, bool) or number < 1:
+    if not is_oid(head) or isinstance(number, bool) or not 1 <= number <= _LARGEST_NUMBER:
         raise ValueError(f"a request has head {head!r} and number {number!r}")
     state = _STATES.get(_part(node, "state", str))
     if state is None:

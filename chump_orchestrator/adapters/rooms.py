@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,12 @@ TRASH = ".trash-"
 
 ADMIN_TRASH = "chump-trash"
 """The same in git's common directory, which may lie on another file system."""
+
+LEAVING = "chump-gone"
+"""What a registration's `gitdir` is called from when it is to go; git overlooks those without."""
+
+FAREWELL_S = 0.02
+"""For git commands that have begun to read a registration; they need a millisecond at most."""
 
 LEAST_INODES = 20_000
 """A worktree needs one for each file and folder; large repositories have that many."""
@@ -42,6 +49,10 @@ def throw_away(path: Path, admin: Path | None, common_dir: Path) -> tuple[Path, 
     """Rename a worktree and its administrative folder into the trash; return what to delete.
 
     Either may be gone already. Raises `Unavailable` when the file system refuses.
+
+    Whatever git command an agent runs meanwhile goes through all registrations, and fails when
+    one vanishes that it has begun to read. So this one is first made one that git overlooks, and
+    goes when those that had begun are through with it.
     """
     trash = []
     try:
@@ -54,7 +65,11 @@ def throw_away(path: Path, admin: Path | None, common_dir: Path) -> tuple[Path, 
             aside.mkdir(exist_ok=True)
             place = Path(tempfile.mkdtemp(dir=aside))
             trash.append(place)
-            admin.rename(place / admin.name)
+            with contextlib.suppress(FileNotFoundError):  # git itself may tidy up at any time
+                (admin / "gitdir").rename(admin / LEAVING)
+                time.sleep(FAREWELL_S)
+            with contextlib.suppress(FileNotFoundError):
+                admin.rename(place / admin.name)
             with contextlib.suppress(OSError):
                 admin.parent.rmdir()
     except OSError as error:

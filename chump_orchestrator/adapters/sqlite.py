@@ -59,7 +59,7 @@ def translate(error: Exception, path: Path) -> Exception:
     code = getattr(error, "sqlite_errorcode", None) or 0
     told: Unavailable
     if code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        told = Corrupt(f"{path} is damaged or no SQLite database ({error}); put it aside")
+        told = Corrupt(f"{path} is damaged or no SQLite database ({error})")
     else:
         hint = _HINTS.get(code & 0xFF)
         told = Unavailable(f"{path}: {hint} ({error})" if hint else f"{path}: {error}")

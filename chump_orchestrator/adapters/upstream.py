@@ -24,6 +24,9 @@ GRACE = timedelta(hours=1)
 HEADS_TIMEOUT = timedelta(seconds=10)
 """For asking the remote for its branches, which is only a courtesy."""
 
+_NO_SUCH_BRANCH = "couldn't find remote ref"
+"""What git says when the remote has answered, and has no branch of that name."""
+
 STAMP = "chump-fetched"
 """In git's common directory; its time is that of the last fetch that succeeded."""
 
@@ -54,13 +57,15 @@ class Upstream:
         self._tried: tuple[datetime, float] | None = None
         self._fetched: float | None = None
         self._failure = ""
+        self._is_absent = False
         self._heads: frozenset[str] | None = None
 
     async def refresh(self, at_least: datetime | None = None) -> str:
         """Return the commit of the base, fetched where that is due or older than `at_least`.
 
-        A failed fetch is a warning for an hour after the last good one, then `Unavailable`, as
-        is a base that cannot be resolved. Callers wait for one another.
+        A failed fetch is a warning for an hour after the last good one, then `Unavailable`. A
+        base that waiting brings no nearer, since nobody has made it yet, is `Refused`. Callers
+        wait for one another.
         """
         async with self._turn:
             if self._is_due(at_least):
@@ -121,10 +126,11 @@ class Upstream:
             await self._git.fetch(base.remote, [refspec])
         except (Refused, Unavailable) as error:
             self._failure = str(error)
+            self._is_absent = isinstance(error, Refused) and _NO_SUCH_BRANCH in self._failure
             age = await self._age(base)
             log.warning("base.fetch_failed", ref=base.ref, error=str(error), age_s=_seconds(age))
             return
-        self._failure = ""
+        self._failure, self._is_absent = "", False
         self._heads = None
         self._fetched = began
         await anyio.to_thread.run_sync(self._stamp)
@@ -134,6 +140,8 @@ class Upstream:
         if self._failure:
             age = await self._age(base)
             if age is None or age > GRACE:
+                if self._is_absent:
+                    raise _absent(base)
                 raise Unavailable(
                     f"{base.remote} has not been fetched for {_said(age)}: {self._failure};"
                     " see to the network and the credentials, or set base_ref"
@@ -142,10 +150,12 @@ class Upstream:
             "rev-parse", "--verify", "--quiet", "--end-of-options", f"{base.ref}^{{commit}}"
         )
         if found.code != 0:
-            raise Unavailable(
-                f"base_ref: {base.ref} names no commit here; push a first commit to it, or set"
-                " base_ref to a branch that exists"
-            )
+            if self._failure and not self._is_absent:
+                raise Unavailable(
+                    f"base_ref: {base.ref} names no commit here, and {base.remote} could not be"
+                    f" fetched: {self._failure}; see to the network and the credentials"
+                )
+            raise _absent(base)
         return found.out.decode("ascii").strip()
 
     async def _resolve(self) -> Base:
@@ -191,7 +201,8 @@ class Upstream:
             found = await self._git.run("rev-parse", "--verify", "--quiet", ours + branch)
             if found.code == 0:
                 return branch
-        raise Unavailable(
+        kind = Unavailable if reason else Refused
+        raise kind(
             f"base_ref: {remote} does not tell its HEAD branch{reason}; push a first commit, run"
             f" `git remote set-head {remote} --auto`, or set base_ref"
         )
@@ -225,6 +236,19 @@ class Upstream:
         ]
         known = [time for time in times if time is not None]
         return max(known, default=None)
+
+
+def _absent(base: Base) -> Refused:
+    if base.remote:
+        return Refused(
+            f"base_ref: {base.remote} has no branch {base.branch}; push a first commit to it"
+            f" (`git push {base.remote} HEAD:{base.branch}`), or set base_ref to a branch that"
+            " exists"
+        )
+    return Refused(
+        f"base_ref: {base.ref} names no commit here; make a first commit on it, or set base_ref"
+        " to a branch that exists"
+    )
 
 
 def _modified(place: Path) -> datetime | None:

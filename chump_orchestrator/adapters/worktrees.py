@@ -97,7 +97,12 @@ class GitWorktrees:
             for entry in await self._entries():
                 if not entry.broken:
                     continue
-                if entry.is_ours(self._base_dir):
+                if await anyio.to_thread.run_sync((entry.admin / rooms.LEAVING).exists):
+                    # Its removal was cut short; what is thrown away is deleted below.
+                    await anyio.to_thread.run_sync(
+                        rooms.throw_away, entry.admin / "gone", entry.admin, self._git.common_dir
+                    )
+                elif entry.is_ours(self._base_dir):
                     place = await anyio.to_thread.run_sync(
                         registrations.quarantine, entry, self._git.common_dir
                     )
@@ -172,13 +177,19 @@ class GitWorktrees:
         if path.parent != self._base_dir or await anyio.to_thread.run_sync(path.is_symlink):
             return Removal(removed=False, reason=f"{path} does not lie in {self._base_dir}")
         entry = await self._entry(path)
+        if _is_anothers(entry, dispatch_id):
+            log.debug("worktree.reassigned", path=str(path), dispatch=dispatch_id)
+            return Removal(removed=True)
         try:
             found = await self._losses.examine(workspace, entry, await self._upstream.ref())
         except Refused as error:
             return Removal(removed=False, reason=f"it cannot be examined: {error}")
         if not found.reasons:
-            await self._take_down(workspace, entry, found.tip)
-            log.info("worktree.removed", path=str(path), branch=workspace.branch)
+            if await self._take_down(workspace, entry, found.tip, dispatch_id):
+                log.info("worktree.removed", path=str(path), branch=workspace.branch)
+            return Removal(removed=True, pushed=found.pushed)
+        if _is_anothers(await self._entry(path), dispatch_id):
+            log.debug("worktree.reassigned", path=str(path), dispatch=dispatch_id)
             return Removal(removed=True, pushed=found.pushed)
         reason = "; ".join(found.reasons)
         try:
@@ -217,9 +228,9 @@ class GitWorktrees:
             except (Refused, Unavailable) as error:
                 log.warning("worktree.sweep_failed", path=workspace.path, error=str(error))
                 continue
-            await self._take_down(workspace, entry, found.tip)
-            log.info("worktree.swept", path=workspace.path, ref=ref)
-            gone.append(workspace.path)
+            if await self._take_down(workspace, entry, found.tip, kept.dispatch):
+                log.info("worktree.swept", path=workspace.path, ref=ref)
+                gone.append(workspace.path)
         return tuple(gone)
 
     async def shortage(self) -> str:
@@ -303,11 +314,23 @@ class GitWorktrees:
                 await anyio.to_thread.run_sync(rooms.delete, trash)
                 log.info("worktree.undone", path=workspace.path)
 
-    async def _take_down(self, workspace: Workspace, entry: Registration | None, tip: str) -> None:
+    async def _take_down(
+        self, workspace: Workspace, entry: Registration | None, tip: str, dispatch_id: str
+    ) -> bool:
+        """Take away what was examined; false when its place was given to another meanwhile."""
         async with self._git.lock():
+            now = await self._entry(Path(workspace.path))
+            if now is not None and (entry is None or now.admin != entry.admin):
+                is_ours = False
+            else:
+                is_ours = not _is_anothers(now, dispatch_id)
+            if not is_ours:
+                log.debug("worktree.reassigned", path=workspace.path, dispatch=dispatch_id)
+                return False
             with anyio.CancelScope(shield=True):
-                trash = await self._detach(workspace, entry, tip)
+                trash = await self._detach(workspace, now, tip)
         await anyio.to_thread.run_sync(rooms.delete, trash)
+        return True
 
     async def _detach(
         self, workspace: Workspace, entry: Registration | None, tip: str
@@ -348,6 +371,12 @@ class GitWorktrees:
 
     async def _entry(self, path: Path) -> Registration | None:
         return await anyio.to_thread.run_sync(registrations.registered, self._git.common_dir, path)
+
+
+def _is_anothers(entry: Registration | None, dispatch_id: str) -> bool:
+    """Whether a place is locked for another dispatch than this one."""
+    reason = "" if entry is None else entry.reason or ""
+    return reason.startswith(REASON) and reason != REASON + dispatch_id
 
 
 def _branches(refs: Sequence[str]) -> list[str]:

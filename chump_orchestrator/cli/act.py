@@ -17,12 +17,13 @@ from chump_orchestrator import wiring
 from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.cli import client
-from chump_orchestrator.cli.options import Invocation, everywhere
-from chump_orchestrator.cli.repository import opened, wait_for
+from chump_orchestrator.cli.options import GapId, Invocation, everywhere
+from chump_orchestrator.cli.render import say
+from chump_orchestrator.cli.repository import entered, wait_for
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.brakes import Fuse
 from chump_orchestrator.core.errors import Refused
-from chump_orchestrator.core.gap import SHOWN, Gap, Rejection, is_gap_id, on_one_line
+from chump_orchestrator.core.gap import Gap, Rejection, on_one_line
 from chump_orchestrator.core.ports import Ledger
 from chump_orchestrator.core.records import Pause
 
@@ -36,13 +37,13 @@ Write = Callable[[Path, Loaded, SqliteLedger], Awaitable[str]]
 
 
 @click.command("stop")
-@click.argument("gap")
+@click.argument("gap", type=GapId())
 @click.option("--now", is_flag=True, help="Kill it at once, without INT and TERM first.")
 @everywhere
 @click.pass_obj
 def stop_command(invocation: Invocation, gap: str, *, now: bool) -> None:
     """Stop the agent of GAP."""
-    _ask(invocation, "stop", gap=_checked(gap), now=now)
+    _ask(invocation, "stop", gap=gap, now=now)
 
 
 @click.command("drain")
@@ -79,45 +80,47 @@ def resume_command(invocation: Invocation) -> None:
 
 
 @click.command("retry")
-@click.argument("gap")
+@click.argument("gap", type=GapId())
 @everywhere
 @click.pass_obj
 def retry_command(invocation: Invocation, gap: str) -> None:
     """Dispatch GAP now, also one that is parked or was shipped."""
-    _ask_or_write(invocation, partial(_retry, _checked(gap)), "retry", gap=gap)
+    _ask_or_write(invocation, partial(_retry, gap), "retry", gap=gap)
 
 
 @click.command("release")
-@click.argument("gap")
+@click.argument("gap", type=GapId())
 @everywhere
 @click.pass_obj
 def release_command(invocation: Invocation, gap: str) -> None:
     """Free a parked GAP, so that it may be picked again."""
-    _ask_or_write(invocation, partial(_release, _checked(gap)), "release", gap=gap)
-
-
-def _checked(gap: str) -> str:
-    if not is_gap_id(gap):
-        raise click.BadParameter(f"{on_one_line(gap)[:SHOWN]!r} is no gap id", param_hint="GAP")
-    return gap
+    _ask_or_write(invocation, partial(_release, gap), "release", gap=gap)
 
 
 def _ask(invocation: Invocation, op: str, **fields: object) -> None:
-    root, loaded = opened(invocation)
-    click.echo(client.ask(wiring.control_path(root, loaded), op, **fields)["message"])
+    grounds = entered(invocation)
+    try:
+        answer = client.ask(grounds.control, op, **fields)
+    except client.NotRunning:
+        grounds.require()
+        raise
+    say(str(answer["message"]))
+    grounds.tell()
 
 
 def _ask_or_write(invocation: Invocation, write: Write, op: str, **fields: object) -> None:
-    root, loaded = opened(invocation)
-    path = wiring.control_path(root, loaded)
+    grounds = entered(invocation)
+    root, loaded = grounds.root, grounds.loaded
     patience_ends = time.monotonic() + STARTING_S
     while True:
         with contextlib.suppress(client.NotRunning):
-            click.echo(client.ask(path, op, **fields)["message"])
+            say(str(client.ask(grounds.control, op, **fields)["message"]))
+            grounds.tell()
             return
         try:
+            grounds.require()
             with wiring.daemon_lock(root, loaded):
-                click.echo(wait_for(partial(_written, root, loaded, write)))
+                say(wait_for(partial(_written, root, loaded, write)))
                 return
         except wiring.Busy:
             # A daemon that is starting or ending, or another command like this one.

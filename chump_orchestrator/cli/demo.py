@@ -8,6 +8,7 @@ import click
 
 from chump_orchestrator import logs
 from chump_orchestrator.cli.options import everywhere
+from chump_orchestrator.cli.render import say_meanwhile
 from chump_orchestrator.cli.repository import wait_for
 from chump_orchestrator.demo import demo
 from chump_orchestrator.self_test import self_test
@@ -19,7 +20,7 @@ from chump_orchestrator.self_test import self_test
 def demo_command(*, keep: bool) -> int:
     """Drain a made-up backlog with scripted agents, without any account."""
     logs.configure(level="error", format="console")
-    return wait_for(partial(demo, click.echo, keep=keep))
+    return wait_for(partial(demo, say_meanwhile, keep=keep))
 
 
 @click.command("self-test")
@@ -27,4 +28,4 @@ def demo_command(*, keep: bool) -> int:
 def self_test_command() -> int:
     """Try the whole pipeline with injected faults."""
     logs.configure(level="critical", format="console")
-    return wait_for(partial(self_test, click.echo))
+    return wait_for(partial(self_test, say_meanwhile))

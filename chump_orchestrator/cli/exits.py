@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 import click
 
-from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
+from chump_orchestrator.cli import streams
+from chump_orchestrator.core.errors import ConfigError, MissingProgram, Refused, Unavailable
+from chump_orchestrator.core.gap import on_one_line, plain
 
 
 class ExitCode(IntEnum):
@@ -37,6 +41,46 @@ class NotAuthorised(Refused):
     """Somebody else's daemon, or folder."""
 
 
+class Broken(Exception):
+    """A broken pipe, its cause, in a coat that click does not see through."""
+
+
+@contextlib.contextmanager
+def kept_from_click() -> Iterator[None]:
+    """Let a broken pipe pass through click, which would make of it an end with 1."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise Broken from error
+
+
+IN_THE_WAY = "something else is in its place; move it away"
+NO_ACCESS = "give yourself access to it, or work where you have it"
+REMEDIES = {
+    errno.EACCES: (ExitCode.CONFIG, NO_ACCESS),
+    errno.EPERM: (ExitCode.CONFIG, NO_ACCESS),
+    errno.EROFS: (ExitCode.CONFIG, "work where something can be written"),
+    errno.EEXIST: (ExitCode.CONFIG, IN_THE_WAY),
+    errno.ENOTDIR: (ExitCode.CONFIG, IN_THE_WAY),
+    errno.EISDIR: (ExitCode.CONFIG, IN_THE_WAY),
+    errno.ELOOP: (ExitCode.CONFIG, "mend the link"),
+    errno.ENAMETOOLONG: (ExitCode.CONFIG, "work in a folder with a shorter path"),
+    errno.ENOENT: (ExitCode.FAILED, "it may have been there a moment ago; try again"),
+    errno.EBUSY: (ExitCode.FAILED, "try again"),
+    errno.ENOSPC: (ExitCode.FAILED, "make room"),
+    errno.EDQUOT: (ExitCode.FAILED, "make room"),
+    errno.EFBIG: (ExitCode.FAILED, "make room"),
+    errno.EIO: (ExitCode.FAILED, "see whether the device is well"),
+    errno.EMFILE: (ExitCode.FAILED, "allow more open files (ulimit -n)"),
+    errno.ENFILE: (ExitCode.FAILED, "close some programs, and try again"),
+    errno.ENOMEM: (ExitCode.FAILED, "close some programs, and try again"),
+}
+"""What the system may say no to through nobody's fault in here, and what helps."""
+
+OUTPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
+"""Errors which, without the name of a file, are those of writing what a command prints."""
+
+
 def told(name: str, command: Callable[[], object], *, is_debugging: Callable[[], bool]) -> int:
     """Run `command` and return its exit code, its number or 0; say on stderr what went wrong.
 
@@ -48,38 +92,53 @@ def told(name: str, command: Callable[[], object], *, is_debugging: Callable[[],
         return result if isinstance(result, int) else ExitCode.DONE
     except BaseException as raised:  # noqa: BLE001 - nothing lies above this
         error = _first(raised)
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError) and streams.is_reader_gone():
             # Whoever read this has seen enough. What is still buffered must not raise again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.drop_output()
             return ExitCode.DONE
-        if is_debugging() and not isinstance(error, click.exceptions.Exit | click.ClickException):
-            traceback.print_exception(raised)
-        return _say(name, error)
+        # With a standard error that takes nothing, the code still tells how it ended.
+        code: int = _code_of(error)
+        with contextlib.suppress(OSError):
+            if is_debugging() and not isinstance(
+                error, click.exceptions.Exit | click.ClickException
+            ):
+                traceback.print_exception(raised)
+            _say(name, error, code)
+        if _is_of_output(error):
+            streams.drop_output()
+        return code
 
 
-def _say(name: str, error: BaseException) -> int:
+def _say(name: str, error: BaseException, code: int) -> None:
     match error:
-        case click.exceptions.Exit():
-            return error.exit_code
-        case SystemExit():
-            return error.code if isinstance(error.code, int) else ExitCode.FAILED
         case click.ClickException():
             error.show()
-            return error.exit_code
-        case click.Abort() | KeyboardInterrupt():
-            return ExitCode.INTERRUPTED
+            return
+        case click.exceptions.Exit() | SystemExit() | click.Abort() | KeyboardInterrupt():
+            return
+        case OSError() if code != ExitCode.BUG:
+            text = _trouble(error)
         case _:
-            pass
-    code = _code_of(error)
-    text = str(error)
-    if code is ExitCode.BUG:
+            text = str(error)
+    if code == ExitCode.BUG:
         text = f"a bug: {type(error).__name__}: {text} (--debug before the command shows where)"
     for line in text.splitlines() or [type(error).__name__]:
-        click.echo(f"{name}: {line}", err=True)
-    return code
+        click.echo(f"{name}: {plain(line)}", err=True)
 
 
-def _code_of(error: BaseException) -> ExitCode:
+def _trouble(error: OSError) -> str:
+    """Return what the system said no to, and what helps."""
+    where = "standard output" if _is_of_output(error) else on_one_line(str(error.filename))
+    what = os.strerror(error.errno or 0)
+    _, remedy = REMEDIES.get(error.errno or 0, (0, ""))
+    return "; ".join(filter(None, (f"{where}: {what}", remedy)))
+
+
+def _is_of_output(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.filename is None and error.errno in OUTPUT
+
+
+def _code_of(error: BaseException) -> int:
     # Busy is wiring's own; naming it must not import wiring for a command that never did.
     wiring = sys.modules.get("chump_orchestrator.wiring")
     if wiring is not None and isinstance(error, wiring.Busy):
@@ -87,6 +146,12 @@ def _code_of(error: BaseException) -> ExitCode:
     if _is_missing_program(error):
         return ExitCode.MISSING_PROGRAM
     match error:
+        case click.exceptions.Exit() | click.ClickException():
+            return error.exit_code
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else ExitCode.FAILED
+        case click.Abort() | KeyboardInterrupt():
+            return ExitCode.INTERRUPTED
         case ConfigError():
             return ExitCode.CONFIG
         case NoDaemon():
@@ -95,23 +160,26 @@ def _code_of(error: BaseException) -> ExitCode:
             return ExitCode.NOT_AUTHORISED
         case Refused() | Unavailable():
             return ExitCode.FAILED
+        case OSError() if _is_of_output(error):
+            return ExitCode.FAILED
+        case OSError() if error.filename is not None and error.errno in REMEDIES:
+            return REMEDIES[error.errno][0]
         case _:
             return ExitCode.BUG
 
 
-def _is_missing_program(error: BaseException) -> bool:
+def _is_missing_program(error: BaseException | None) -> bool:
     """Say whether at the bottom of it a program could not be started as it is not there."""
-    while error.__cause__ is not None:
-        is_not_found = isinstance(error.__cause__, FileNotFoundError)
-        # A backlog that is not there has the same cause, and is no program.
-        if isinstance(error, Refused) and is_not_found and "install it" in str(error):
-            return True
+    while error is not None and not isinstance(error, MissingProgram):
         error = error.__cause__
-    return False
+    return error is not None
 
 
 def _first(error: BaseException) -> BaseException:
     """Return the error that a task group wrapped; of several, the first."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    while isinstance(error, BaseExceptionGroup | Broken):
+        inner = error.__cause__ if isinstance(error, Broken) else error.exceptions[0]
+        if inner is None:
+            break
+        error = inner
     return error

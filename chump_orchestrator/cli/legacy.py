@@ -13,7 +13,7 @@ from chump_orchestrator.batch import run_batch
 from chump_orchestrator.cli.exits import ExitCode
 from chump_orchestrator.cli.options import Invocation, flags
 from chump_orchestrator.cli.planning import plan
-from chump_orchestrator.cli.render import note
+from chump_orchestrator.cli.render import note, say, say_meanwhile
 from chump_orchestrator.cli.repository import opened, wait_for
 
 
@@ -24,7 +24,8 @@ def dry_run(invocation: Invocation, given: Mapping[str, Any]) -> int:
     for text in planned.notes:
         note(f"note: {text}")
     if not planned.picked:
-        note("nothing to dispatch: no open gap is eligible; `plan --explain` says why")
+        why = "no slot is free" if planned.choice.waiting else "no open gap is eligible"
+        note(f"nothing to dispatch: {why}; `plan --explain` says more")
         return ExitCode.DONE
     settings = loaded.settings
     click.echo(
@@ -32,7 +33,7 @@ def dry_run(invocation: Invocation, given: Mapping[str, Any]) -> int:
         f" max_parallel={settings.max_parallel}; a dry run, --execute dispatches"
     )
     for one in planned.picked:
-        click.echo(
+        say(
             f"WOULD DISPATCH: {one.gap.id} (prio={one.gap.priority} effort={one.gap.effort})"
             f" in ./{settings.worktrees.base.strip('/')}/{one.names.folder}  -- {one.gap.title}"
         )
@@ -49,8 +50,8 @@ def execute(invocation: Invocation, given: Mapping[str, Any], *, watch: bool, re
         loaded,
         watch=watch,
         reflect=reflect,
-        out=click.echo,
-        err=partial(click.echo, err=True),
+        out=say_meanwhile,
+        err=note,
     )
     return wait_for(batch)
 
@@ -60,4 +61,4 @@ def self_test() -> int:
     from chump_orchestrator.self_test import self_test as try_all  # noqa: PLC0415 - seldom needed
 
     logs.configure(level="critical", format="console")
-    return wait_for(partial(try_all, click.echo))
+    return wait_for(partial(try_all, say_meanwhile))

@@ -16,9 +16,9 @@ import anyio.to_thread
 import click
 
 from chump_orchestrator import wiring
-from chump_orchestrator.cli.options import Invocation, everywhere
+from chump_orchestrator.cli.options import GapId, Invocation, everywhere
 from chump_orchestrator.cli.render import harmless, note
-from chump_orchestrator.cli.repository import opened, wait_for
+from chump_orchestrator.cli.repository import entered, wait_for
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.ports import Ledger
@@ -37,7 +37,7 @@ _SEGMENT = re.compile(r"(stdout|stderr)\.(?:(\d{15})\.)?log", re.ASCII)
 
 
 @click.command("logs")
-@click.argument("gap")
+@click.argument("gap", type=GapId())
 @click.option("-f", "--follow", is_flag=True, help="Go on until the dispatch has ended.")
 @click.option(
     "--stream",
@@ -55,9 +55,11 @@ def logs_command(
     invocation: Invocation, gap: str, *, follow: bool, stream: str, attempt: int | None
 ) -> None:
     """Print what the newest agent of GAP wrote."""
-    root, loaded = opened(invocation)
+    grounds = entered(invocation)
+    # Where the logs lie is all that is needed of the settings.
+    grounds.tell()
     streams = ("stdout", "stderr") if stream == "both" else (stream,)
-    wait_for(partial(_print, root, loaded, gap, streams, attempt, follow=follow))
+    wait_for(partial(_print, grounds.root, grounds.loaded, gap, streams, attempt, follow=follow))
 
 
 @dataclass(slots=True)

@@ -13,9 +13,8 @@ from chump_orchestrator.cli.refs import taken_names
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.dispatch import Names, names
-from chump_orchestrator.core.gap import Gap
+from chump_orchestrator.core.gap import Gap, on_one_line
 from chump_orchestrator.core.picker import Choice, PickPolicy, choose
-from chump_orchestrator.core.records import DispatchState, Record
 from chump_orchestrator.core.routing import Route, RoutePolicy, route
 
 
@@ -94,7 +93,7 @@ async def plan(root: Path, loaded: Loaded) -> Plan:
         active = await ledger.records(active=True)
         pause = await ledger.pause()
     routes = await wiring.routes(root, loaded)
-    slots = max(settings.max_parallel - sum(1 for one in active if holds_slot(one)), 0)
+    slots = max(settings.max_parallel - sum(1 for one in active if one.holds_slot), 0)
     policy = wiring.pick_policy(settings)
     choice = choose(standing, slots, policy)
     base = root / settings.worktrees.base
@@ -102,18 +101,14 @@ async def plan(root: Path, loaded: Loaded) -> Plan:
     picked = [_picked(gap, standing, loaded, routes, taken, base) for gap in choice.picked]
     notes = []
     if pause is not None:
-        notes.append(f"dispatching is paused by {pause.by}: {pause.reason or 'no reason given'}")
+        reason = on_one_line(pause.reason) or "no reason given"
+        notes.append(f"dispatching is paused by {pause.by}: {reason}")
     if slots < settings.max_parallel:
         notes.append(f"{settings.max_parallel - slots} of {settings.max_parallel} slots are taken")
     opened = sum(1 for one in active if one.pull is not None and one.pull.state == "open")
     if opened >= settings.max_open_pulls:
         notes.append(f"{opened} pull requests are open, and max_open_pulls is reached")
     return Plan(standing, policy, choice, tuple(picked), slots, tuple(notes))
-
-
-def holds_slot(record: Record) -> bool:
-    """Say whether a dispatch has an agent, or is about to: one that ended holds no slot (K4)."""
-    return record.state.is_active and record.state is not DispatchState.EXITED
 
 
 def _picked(

@@ -10,17 +10,29 @@ from typing import Any
 import click
 
 from chump_orchestrator import wiring
-from chump_orchestrator.cli import client
+from chump_orchestrator.cli import client, streams
 from chump_orchestrator.cli.exits import ExitCode
-from chump_orchestrator.cli.options import Invocation, as_json, choosing, everywhere, flags
+from chump_orchestrator.cli.options import (
+    GapId,
+    Invocation,
+    as_json,
+    backlog_option,
+    choosing,
+    everywhere,
+    flags,
+)
 from chump_orchestrator.cli.planning import plan, rejected
-from chump_orchestrator.cli.render import duration, emit, instant, note, table
+from chump_orchestrator.cli.render import duration, emit, instant, note, say, table
 from chump_orchestrator.cli.repository import opened, wait_for
 from chump_orchestrator.config import Loaded
+from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.gap import SHOWN, Gap, Rejection, on_one_line
 from chump_orchestrator.core.picker import refusal
 from chump_orchestrator.core.records import Record
+
+EVERYTHING = 2**31
+"""More dispatches than any ledger has."""
 
 
 @click.command("plan")
@@ -91,7 +103,7 @@ def why_command(invocation: Invocation, gap: str, *, as_json: bool) -> None:
     if as_json:
         emit(answer)
     else:
-        click.echo(f"{answer['id']}: {answer['reason']}")
+        say(f"{answer['id']}: {answer['reason']}")
 
 
 def _as_the_daemon_has_it(
@@ -147,19 +159,27 @@ async def _why(root: Path, loaded: Loaded, gap_id: str) -> Mapping[str, object]:
     metavar="N",
     help="At most so many dispatches.",
 )
-@click.option("--gap", default="", metavar="ID", help="Of one gap only.")
+@click.option("--gap", type=GapId(), metavar="ID", help="Of one gap only.")
 @as_json
 @everywhere
 @click.pass_obj
-def history_command(invocation: Invocation, *, limit: int, gap: str, as_json: bool) -> None:
+def history_command(invocation: Invocation, *, limit: int, gap: str | None, as_json: bool) -> None:
     """List the dispatches that have ended, newest first."""
     root, loaded = opened(invocation)
-    ended = [_row(record) for record in wait_for(partial(_ended, root, loaded, limit, gap))]
+    records, under_way = wait_for(partial(_ended, root, loaded, limit, gap or ""))
+    ended = [_row(record) for record in records]
     if as_json:
         emit({"dispatches": ended})
         return
     if not ended:
-        note("nothing has been dispatched here yet")
+        what = "nothing" if gap is None else gap
+        if under_way:
+            what = "no dispatch" if gap is None else f"no dispatch of {gap}"
+            note(f"{what} has ended here yet; {under_way} under way, see status")
+        elif gap is None:
+            note("nothing has been dispatched here yet")
+        else:
+            note(f"{gap} has not been dispatched here")
         return
     rows = [
         (
@@ -170,7 +190,7 @@ def history_command(invocation: Invocation, *, limit: int, gap: str, as_json: bo
             duration(row["duration_s"]),
             "-" if row["pull"] is None else f"#{row['pull']}",
             row["backend"],
-            str(row["ended_at"])[:16],
+            f"{row['ended_at']:.16}".replace("T", " "),
             row["reason"],
         )
         for row in ended
@@ -179,16 +199,15 @@ def history_command(invocation: Invocation, *, limit: int, gap: str, as_json: bo
     table(headers, rows)
 
 
-async def _ended(root: Path, loaded: Loaded, limit: int, gap: str) -> list[Record]:
-    """Return the latest dispatches that have an outcome, newest first."""
-    asked = limit + 16
+async def _ended(root: Path, loaded: Loaded, limit: int, gap: str) -> tuple[list[Record], int]:
+    """Return the dispatches that ended last, newest first, and how many have not ended yet."""
     async with wiring.open_ledger(root, loaded, readonly=True) as ledger:
-        while True:
-            latest = await ledger.latest(asked, gap)
-            ended = [record for record in latest if record.outcome is not None]
-            if len(ended) >= limit or len(latest) < asked:
-                return ended[:limit]
-            asked *= 2
+        records = await ledger.latest(EVERYTHING, gap)
+    ended = [one for one in records if one.outcome is not None and one.ended_at is not None]
+    # A request may be merged long after younger dispatches have ended. Of a tie, the younger.
+    ended.sort(key=lambda one: one.ended_at or one.dispatch.created_at, reverse=True)
+    under_way = sum(1 for one in records if one.state.is_active)
+    return ended[:limit], under_way
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -217,17 +236,13 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 @click.group("backlog")
+@everywhere
 def backlog_command() -> None:
     """Look at the backlog itself."""
 
 
 @backlog_command.command("check")
-@click.option(
-    "--backlog",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="The backlog, relative to the current directory.",
-)
+@backlog_option
 @as_json
 @everywhere
 @click.pass_obj
@@ -235,6 +250,12 @@ def check_command(invocation: Invocation, *, backlog: Path | None, as_json: bool
     """List the entries that cannot be used, and what is odd; exit 1 if there are any of those."""
     root, loaded = opened(invocation, flags(backlog, None, None))
     found = wait_for(partial(wiring.read_backlog, root, loaded))
+    with streams.for_whom_it_may_concern():
+        _tell_checked(found, as_json=as_json)
+    return ExitCode.FAILED if found.rejected else ExitCode.DONE
+
+
+def _tell_checked(found: Backlog, *, as_json: bool) -> None:
     if as_json:
         warnings = [
             {
@@ -249,11 +270,10 @@ def check_command(invocation: Invocation, *, backlog: Path | None, as_json: bool
         emit({**counts, "rejected": rejected(found), "warnings": warnings})
     else:
         for entry in found.rejected:
-            click.echo(f"{entry.place}: {entry.id or 'entry'}: left out: {entry.reason}")
+            say(f"{entry.place}: {entry.id or 'entry'}: left out: {entry.reason}")
         for notice in found.warnings:
-            click.echo(f"{notice.place}: warning: {notice.message}")
+            say(f"{notice.place}: warning: {notice.message}")
         note(
             f"{found.total} entries, {found.open} open, {len(found.done)} done,"
             f" {len(found.rejected)} cannot be used, {len(found.warnings)} warnings"
         )
-    return ExitCode.FAILED if found.rejected else ExitCode.DONE

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
-import structlog
 
-from chump_orchestrator import wiring
-from chump_orchestrator.cli.options import Invocation
+from chump_orchestrator import config, logs, wiring
+from chump_orchestrator.cli.options import Invocation, here
 from chump_orchestrator.cli.render import note
 from chump_orchestrator.config import Loaded
+from chump_orchestrator.core.errors import ConfigError
 
 Result = TypeVar("Result")
 
@@ -27,8 +26,7 @@ def opened(
     With `aloud`, what is odd about the settings is said on stderr. Raises `ConfigError` when there
     is no repository, or its settings cannot be used.
     """
-    _log_to_stderr()
-    root = wiring.locate(invocation.repo_root, Path.cwd())
+    root = located(invocation)
     loaded = wiring.load(root, given or {})
     if aloud:
         for notice in loaded.notices:
@@ -36,12 +34,48 @@ def opened(
     return root, loaded
 
 
-def _log_to_stderr() -> None:
-    """Keep log lines out of the data; `run` sets up its own log afterwards."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """A repository whose settings may be wrong: what can be used of them, and what is `wrong`.
+
+    It does for asking a daemon that runs, as that has settings of its own (behaviour C7).
+    """
+
+    root: Path
+    loaded: Loaded
+    wrong: str
+
+    @property
+    def control(self) -> Path:
+        """Return where a daemon listens."""
+        return wiring.control_path(self.root, self.loaded)
+
+    def tell(self) -> None:
+        """Say what is wrong with the settings, if anything is."""
+        for line in self.wrong.splitlines():
+            note(f"note: {line}")
+
+    def require(self) -> None:
+        """Raise `ConfigError` with what is wrong, if anything is."""
+        if self.wrong:
+            raise ConfigError(self.wrong)
+
+
+def entered(invocation: Invocation) -> Grounds:
+    """Return the main work tree with what can be used of its settings.
+
+    Raises `ConfigError` when there is no repository.
+    """
+    root = located(invocation)
+    return Grounds(root, *config.salvage(root))
+
+
+def located(invocation: Invocation) -> Path:
+    """Return the main work tree to work on, log lines from now on kept out of the data."""
+    hidden = config.secret_values(config.environment())
+    logs.configure(format="console", level="warning", secrets=hidden)
+    where = invocation.repo_root
+    return wiring.locate(where, here() if where is None else where)
 
 
 def wait_for(work: Callable[[], Awaitable[Result]]) -> Result:

@@ -6,11 +6,13 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from chump_orchestrator import __version__
-from chump_orchestrator.cli.exits import told
+from chump_orchestrator.cli import streams
+from chump_orchestrator.cli.exits import kept_from_click, told
 from chump_orchestrator.cli.options import Invocation, choosing, everywhere
 
 NAME = "chump-orchestrator"
@@ -63,6 +65,14 @@ class Families(click.Group):
     ) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401 - click's
+        with kept_from_click():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        with kept_from_click():
+            return super().invoke(ctx)
 
 
 @click.group(
@@ -125,6 +135,7 @@ def cli(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out the command line, this process's own when `None`; return the exit code (C3)."""
+    streams.complete()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

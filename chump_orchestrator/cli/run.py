@@ -59,6 +59,9 @@ def run_command(
     yes: bool,
 ) -> int:
     """Dispatch agents, in the foreground, until told to end."""
+    if pull_wait is not None and not once:
+        msg = "--pull-wait is for a run that ends: give --once, too"
+        raise click.UsageError(msg)
     for gap in gaps:
         if not is_gap_id(gap):
             raise click.BadParameter(f"{gap!r} is no gap id", param_hint="--gap")
@@ -77,6 +80,8 @@ def run_command(
     account = _run(root, loaded, options)
     if once:
         _tell(account)
+    if account.interrupted:
+        return ExitCode.INTERRUPTED
     return ExitCode.FAILED if once and account.has_failed else ExitCode.DONE
 
 
@@ -113,6 +118,10 @@ def _tell(account: Account) -> None:
     if account.left:
         click.echo()
         table(("LEFT", "WHY"), [(one.id, one.reason) for one in account.left])
+    if account.held_up:
+        note(f"nothing more could be dispatched: {account.held_up}")
+    if account.broken:
+        note(f"a bug ended these dispatches, see the log: {', '.join(account.broken)}")
 
 
 def next_time(text: str, now: datetime) -> datetime:

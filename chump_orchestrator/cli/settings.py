@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import os
+import re
+import stat
 import sys
 import tempfile
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +17,8 @@ import click
 
 from chump_orchestrator import config, wiring
 from chump_orchestrator.cli.options import Invocation, as_json, everywhere
-from chump_orchestrator.cli.render import emit, note, table
-from chump_orchestrator.cli.repository import opened, wait_for
+from chump_orchestrator.cli.render import emit, note, say, table
+from chump_orchestrator.cli.repository import entered, located, opened, wait_for
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.settings.rules import toml
 from chump_orchestrator.settings.schema import Settings, flatten, rule_of
@@ -24,7 +29,12 @@ rights on this machine, in worktrees of this repository. Whoever can write the b
 repository decides what they are told."""
 
 
+COMMENTED_OUT = re.compile(rb"(?m)^# consent = false(?=\r?$)")
+"""The line in the place of which consent goes, in a file that `init` wrote."""
+
+
 @click.group("config")
+@everywhere
 def config_command() -> None:
     """Look at the settings."""
 
@@ -35,8 +45,17 @@ def config_command() -> None:
 @click.pass_obj
 def check_command(invocation: Invocation, *, quiet: bool) -> None:
     """Read settings and routing table; exit 78 with every error at once."""
-    root, loaded = opened(invocation, aloud=not quiet)
-    wait_for(partial(wiring.routes, root, loaded))
+    grounds = entered(invocation)
+    wrong = grounds.wrong.splitlines()
+    try:
+        wait_for(partial(wiring.routes, grounds.root, grounds.loaded))
+    except ConfigError as error:
+        wrong += str(error).splitlines()
+    if not quiet:
+        for notice in grounds.loaded.notices:
+            note(f"note: {notice}")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     if not quiet:
         note("settings and routing table are fine")
 
@@ -60,7 +79,7 @@ def show_command(invocation: Invocation, *, as_json: bool) -> None:
 @click.pass_obj
 def path_command(invocation: Invocation) -> None:
     """Print the settings files, the one that outranks the other first."""
-    root = wiring.locate(invocation.repo_root, Path.cwd())
+    root = located(invocation)
     for path in (root / config.FILE, config.user_settings_file()):
         click.echo(path)
         if not path.exists():
@@ -79,13 +98,13 @@ def init_command(invocation: Invocation, *, yes: bool) -> None:
     if not has_consent:
         has_consent = yes or _consents()
     if not path.exists():
-        _write(path, _first_file(has_consent=has_consent))
-        click.echo(f"wrote {path}")
+        _write(path, _first_file(has_consent=has_consent).encode(), mode=0o644)
+        say(f"wrote {path}")
     elif has_consent and not loaded.settings.consent:
         _add_consent(path, loaded)
-        click.echo(f"wrote consent = true into {path}")
+        say(f"wrote consent = true into {path}")
     else:
-        click.echo(f"{path} is there already and stays as it is")
+        say(f"{path} is there already and stays as it is")
     _next_steps(root, loaded, has_consent=has_consent)
 
 
@@ -101,8 +120,9 @@ def _consents() -> bool:
 def _first_file(*, has_consent: bool) -> str:
     """Return the file with every default as a comment, so that it changes nothing but consent."""
     lines = [
-        "# Settings of chump-orchestrator for this repository. Commented out are the defaults; see",
-        "# docs/reference/settings.md for what each key means.",
+        "# Settings of chump-orchestrator for this repository. Commented out are the defaults.",
+        "# `chump-orchestrator config show` tells what holds and why; what each key means, the",
+        "# documentation of chump-orchestrator, under Settings.",
         "",
     ]
     table_name = ""
@@ -122,23 +142,49 @@ def _first_file(*, has_consent: bool) -> str:
 
 
 def _add_consent(path: Path, loaded: config.Loaded) -> None:
+    """Write consent into a file that is there, and leave everything else of it as it is."""
     origin = loaded.origins["consent"]
     if origin.kind is config.OriginKind.FILE and origin.name == str(path):
         raise ConfigError(f"{origin}: consent is false here; write consent = true instead")
-    _write(path, "consent = true\n" + path.read_text("utf-8"))
+    # Of a link, what it leads to is the file.
+    file = path.resolve()
+    before = file.read_bytes()
+    mark = codecs.BOM_UTF8 if before.startswith(codecs.BOM_UTF8) else b""
+    text = before.removeprefix(mark)
+    end = b"\r\n" if text.partition(b"\n")[0].endswith(b"\r") else b"\n"
+    ways = (COMMENTED_OUT.sub(b"consent = true", text, count=1), b"consent = true" + end + text)
+    after = next(filter(_consents_there, ways), None)
+    if after is None:
+        raise ConfigError(f"{path}: write consent = true above its first table yourself")
+    _write(file, mark + after, mode=None)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+def _consents_there(data: bytes) -> bool:
     try:
-        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - mkstemp's descriptor
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)  # noqa: PTH105 - the one call that says what it is for
+        return tomllib.loads(data.decode("utf-8")).get("consent") is True
+    except ValueError:
+        return False
+
+
+def _write(path: Path, data: bytes, *, mode: int | None) -> None:
+    """Write a file whole or not at all; a `mode` of `None` keeps mode and owner it has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    temporary = Path(name)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        if mode is None:
+            old = path.stat()
+            with contextlib.suppress(OSError):  # only root may give a file away
+                os.chown(temporary, old.st_uid, old.st_gid)
+            mode = stat.S_IMODE(old.st_mode)
+        temporary.chmod(mode)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

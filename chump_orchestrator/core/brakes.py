@@ -116,7 +116,7 @@ def _without_success(
     if outcome.kind is OutcomeKind.CANCELLED:
         if outcome.reason == STOPPED_BY_OPERATOR:
             return Park(STOPPED_BY_OPERATOR)
-        return _unless_spent(what, history, policy) or Free()
+        return Free()
     if outcome.cause not in MAY_PASS or outcome.kind is OutcomeKind.CI_FAILED:
         return Park(f"{what}; cause {outcome.cause or Cause.UNKNOWN} is not tried again by itself")
     if history.failures >= policy.max_attempts:

@@ -13,3 +13,7 @@ class Unavailable(Exception):
 
 class Refused(Exception):
     """The world answered no. Asking again will not help."""
+
+
+class MissingProgram(Refused):
+    """A program that is needed is not there; the message says which, and to install it."""

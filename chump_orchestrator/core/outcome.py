@@ -282,9 +282,9 @@ def _open_request(seen: Observation, deadlines: Deadlines) -> Verdict:
 
 def _without_request(seen: Observation, ended: Exit, deadlines: Deadlines) -> Verdict:
     """Settle a dispatch whose agent is gone and that has no request, by a look made since."""
-    if ended.lost:
-        return Settle(Outcome(OutcomeKind.LOST, ended.lost, Cause.LOST))
     match ended.stopped_by:
+        case "" if ended.lost:
+            return Settle(Outcome(OutcomeKind.LOST, ended.lost, Cause.LOST))
         case "":
             pass
         case StopReason.DEADLINE | StopReason.PULL_OVERTIME:

@@ -133,7 +133,9 @@ class Agent(Protocol):
     async def stop(self, reason: StopReason, *, now: bool = False) -> None:
         """Ask its shim to stop it, by the ladder or, with `now`, by KILL; returns at once.
 
-        Safe to call more than once, and after the end. `Unavailable` if the shim does not answer.
+        A shim that does not answer is woken, then signalled, and with `now` killed in the end,
+        which takes up to some 20 s. Safe to call more than once, and after the end. `Unavailable`
+        when there is no shim to be found and something holds its lock all the same.
         """
         ...
 
@@ -176,6 +178,13 @@ class Executor(Protocol):
 class Pulls(Protocol):
     """Whether it shipped."""
 
+    async def check(self) -> None:
+        """See that it can be asked at all; `ConfigError` for what an operator must change.
+
+        To be called before anything is dispatched. Asks no forge.
+        """
+        ...
+
     async def look(self, watches: Sequence[Watch]) -> Mapping[str, PullRequest]:
         """Look at all branches with one question; the answer has every branch asked for.
 
@@ -196,7 +205,9 @@ class Worktrees(Protocol):
         """Fetch the base where that is due and return its commit.
 
         With `at_least`, a fetch older than that is due. `Unavailable` when the base cannot be
-        resolved, or when the last good fetch is too old (behaviour D3).
+        resolved now, or when the last good fetch is too old (behaviour D3); `Refused` when there
+        is none, which waiting does not change: the remote answered, or there is no remote.
+        `ConfigError` when the operator has to choose between remotes.
         """
         ...
 
@@ -215,8 +226,13 @@ class Worktrees(Protocol):
     async def remove(self, workspace: Workspace, dispatch_id: str) -> Removal:
         """Remove a settled dispatch's worktree and branch if nothing can be lost by it.
 
+        What has been given to another dispatch since is left alone, and counts as removed.
         Otherwise everything is kept, and a snapshot of it under a salvage ref.
         """
+        ...
+
+    async def sweep_kept(self) -> tuple[str, ...]:
+        """Remove what `remove` kept for long enough and is whole in its snapshot; return paths."""
         ...
 
     async def shortage(self) -> str:

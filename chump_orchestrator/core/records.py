@@ -94,7 +94,10 @@ class DispatchState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Everything the ledger knows of one dispatch."""
+    """Everything the ledger knows of one dispatch.
+
+    `lessons` are those of past reflections that its brief held (behaviour R7).
+    """
 
     dispatch: Dispatch
     state: DispatchState
@@ -113,6 +116,12 @@ class Record:
     cost_usd: float | None = None
     tokens: int | None = None
     tidied: bool = False
+    lessons: tuple[str, ...] = ()
+
+    @property
+    def holds_slot(self) -> bool:
+        """Whether it has an agent or is about to; one whose agent ended holds none (K4)."""
+        return self.state.is_active and self.state is not DispatchState.EXITED
 
     @property
     def duration(self) -> timedelta | None:
@@ -147,7 +156,8 @@ class Settlement:
     """What is written in one transaction when a dispatch ends.
 
     `reflection` of `None` is for dispatches that ended without an agent's outcome worth one;
-    `parked` of `None` frees the gap. `progress` says that something of it was accepted.
+    `parked` of `None` frees the gap. `progress` says that something of it was accepted, `excused`
+    that a failure does not count against the gap, such as that of a missing program (A4).
     """
 
     outcome: Outcome
@@ -158,3 +168,4 @@ class Settlement:
     siblings: int
     cost_usd: float | None = None
     tokens: int | None = None
+    excused: bool = False

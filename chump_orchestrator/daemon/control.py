@@ -38,7 +38,7 @@ LINGER_S = 1.0
 """Seconds for which what a client still sends is thrown away after its last answer."""
 
 MAX_CLIENTS = 64
-"""Connections served at once; further ones are closed unheard."""
+"""Connections served at once; for a further one, a silent one is closed, or else it is itself."""
 
 LONGEST_ADDRESS = 100
 """Bytes of a socket's path that every platform takes: 108 on Linux, 104 on macOS, less a rest."""
@@ -154,7 +154,7 @@ async def serve(
 
 async def _accept_all(listener: SocketListener, operations: Operations) -> None:
     async with anyio.create_task_group() as clients:
-        served: set[SocketStream] = set()
+        served: dict[SocketStream, bool] = {}
         while True:
             try:
                 stream = await listener.accept()
@@ -163,30 +163,37 @@ async def _accept_all(listener: SocketListener, operations: Operations) -> None:
                 await anyio.sleep(ACCEPT_PAUSE_S)
                 continue
             if len(served) >= MAX_CLIENTS:
-                await stream.aclose()
-                continue
-            served.add(stream)
+                # Whoever has said nothing for longest makes room; all at work, nobody does.
+                silent = next((one for one, is_silent in served.items() if is_silent), stream)
+                await silent.aclose()
+                served.pop(silent, None)
+                if silent is stream:
+                    continue
+            served[stream] = True
             clients.start_soon(_serve_one, stream, operations, served)
 
 
 async def _serve_one(
-    stream: SocketStream, operations: Operations, served: set[SocketStream]
+    stream: SocketStream, operations: Operations, served: dict[SocketStream, bool]
 ) -> None:
+    """Serve one client; `served` tells of each whether it is waited for."""
     try:
         async with stream:
             uid = peer_uid(stream.extra(SocketAttribute.raw_socket))  # noqa: S610 - anyio's
             if uid in (os.geteuid(), 0):
-                await _converse(stream, operations)
+                await _converse(stream, operations, served)
             else:
                 log.warning("control.denied", uid=uid)
                 await _part(stream, "unauthorised", "this daemon runs as another user")
     except (anyio.BrokenResourceError, anyio.ClosedResourceError):
         pass  # gone, with or without the answer
     finally:
-        served.discard(stream)
+        served.pop(stream, None)
 
 
-async def _converse(stream: SocketStream, operations: Operations) -> None:
+async def _converse(
+    stream: SocketStream, operations: Operations, served: dict[SocketStream, bool]
+) -> None:
     lines = BufferedByteReceiveStream(stream)
     while True:
         line: bytes | None = None
@@ -202,8 +209,11 @@ async def _converse(stream: SocketStream, operations: Operations) -> None:
         if line is None:
             await _part(stream, "malformed", f"no request within {PATIENCE_S:g} s")
             return
+        served[stream] = False
         if not await _say(stream, await _answer(line, operations)):
             return
+        served.pop(stream, None)
+        served[stream] = True
 
 
 async def _say(stream: SocketStream, answer: bytes) -> bool:

@@ -10,6 +10,8 @@ import structlog
 from chump_orchestrator.core.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.ports import Journal
+    from chump_orchestrator.core.reflection import Reflection
     from chump_orchestrator.daemon.bell import Bell
     from chump_orchestrator.daemon.world import World
 
@@ -21,16 +23,31 @@ LONGEST_WAIT = timedelta(minutes=2)
 
 
 async def deliver(world: World) -> bool:
-    """Deliver what is in the outbox; say whether it is empty now."""
+    """Deliver what is in the outbox; say whether there is nothing left to do.
+
+    Without a journal it stays for the next run that has one.
+    """
+    if world.journal is None:
+        return True
     try:
         for reflection in await world.ledger.outbox():
-            if world.journal is not None:
-                await world.journal.record(reflection)
-            await world.ledger.delivered(reflection.dispatch)
+            await _deliver_one(world, world.journal, reflection)
     except (Unavailable, Refused) as error:
         log.warning("journal.unavailable", error=str(error))
         return False
     return True
+
+
+async def _deliver_one(world: World, journal: Journal, reflection: Reflection) -> None:
+    try:
+        await journal.record(reflection)
+    except (Unavailable, Refused):
+        raise
+    except Exception:
+        # It stays in the outbox; the others are not to wait for somebody to mend the bug.
+        log.exception("reflection.undeliverable", dispatch=reflection.dispatch)
+        return
+    await world.ledger.delivered(reflection.dispatch)
 
 
 async def run(world: World, outbox: Bell) -> None:

@@ -28,12 +28,23 @@ STAYS = timedelta(seconds=10)
 
 
 class BacklogKeeper:
-    """Holds the backlog in use; what cannot be read or looks torn does not replace it."""
+    """Holds the backlog in use; what cannot be read or looks torn does not replace it.
 
-    def __init__(self, source: BacklogSource, clock: Clock, on_change: Callable[[], None]) -> None:
+    One that `is_trusted` comes whole or not at all, and is believed at once.
+    """
+
+    def __init__(
+        self,
+        source: BacklogSource,
+        clock: Clock,
+        on_change: Callable[[], None],
+        *,
+        is_trusted: bool = False,
+    ) -> None:
         self._source = source
         self._clock = clock
         self._on_change = on_change
+        self._is_trusted = is_trusted
         self._stamp = ""
         self._told = ""
         self._doubted: tuple[str, float] | None = None
@@ -68,13 +79,14 @@ class BacklogKeeper:
             if stamp == self._stamp and self._doubted is None:
                 return
             fresh = await self._source.load()
-            await anyio.sleep(TWICE_APART.total_seconds())
-            if await self._source.stamp() != stamp:
-                return
+            if not self._is_trusted:
+                await anyio.sleep(TWICE_APART.total_seconds())
+                if await self._source.stamp() != stamp:
+                    return
         except (Unavailable, Refused) as error:
             self._tell(str(error))
             return
-        vanished = self._vanished(fresh)
+        vanished = [] if self._is_trusted else self._vanished(fresh)
         if vanished and not self._has_stayed(stamp):
             shown = ", ".join(vanished[:5]) + (" …" if len(vanished) > 5 else "")  # noqa: PLR2004
             self._tell(f"{len(vanished)} open gaps have vanished ({shown}); it may be torn")

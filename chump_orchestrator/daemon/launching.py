@@ -52,9 +52,18 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """Nothing was done and nothing recorded; the world is not ready for any dispatch."""
+    """Nothing is left of it; the world is not ready for any dispatch.
+
+    `is_lasting` says that waiting alone does not help.
+    """
 
     reason: str
+    is_lasting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """Nobody wanted it any more before its agent was started; nothing is left of it."""
 
 
 async def launch(
@@ -64,19 +73,25 @@ async def launch(
     *,
     fresh_base: datetime | None,
     on_id: Callable[[str], None],
-) -> Launched | Failed | Postponed:
+    is_wanted: Callable[[], bool],
+) -> Launched | Failed | Postponed | Unwanted:
     """Dispatch `gap`: plan, worktree, lease, agent, in this order (behaviour D2).
 
     With `fresh_base`, a base fetched before that instant is fetched again. `on_id` is told the
-    dispatch's id as soon as there is one. Cancelled on the way, it leaves a record from which
+    dispatch's id as soon as there is one. `is_wanted` is asked again before each step, the last
+    time just before the agent is started. Cancelled on the way, it leaves a record from which
     recovery knows what to undo.
     """
     try:
         base = await world.worktrees.refresh(at_least=fresh_base)
         names = await world.worktrees.propose(gap)
         attempt = await world.ledger.attempts(gap.id) + 1
-    except (Unavailable, Refused) as error:
+    except Unavailable as error:
         return Postponed(str(error))
+    except (Refused, ConfigError) as error:
+        return Postponed(str(error), is_lasting=True)
+    if not is_wanted():
+        return Unwanted()
     now = world.clock.now()
     suffix = "".join(world.chance.choices(SUFFIX, k=6))
     dispatch = Dispatch(
@@ -101,44 +116,64 @@ async def launch(
         workspace = await world.worktrees.add(names, base, dispatch.id)
     except (Unavailable, Refused) as error:
         return Failed(record, _spawn_failed(f"no worktree: {error}"))
+    in_workspace = replace(record, workspace=workspace)
     try:
-        return await _in_workspace(world, replace(record, workspace=workspace), workspace)
+        result = await _in_workspace(world, in_workspace, workspace, is_wanted)
     except (Unavailable, Refused, ConfigError) as error:
-        await undo(world, dispatch.id, workspace)
-        return Failed(replace(record, workspace=workspace), _spawn_failed(str(error)))
+        result = Failed(in_workspace, _spawn_failed(str(error)))
+    is_undone = not isinstance(result, Launched) and await undo(world, dispatch.id, workspace)
+    if isinstance(result, Failed) and is_undone:
+        return replace(result, record=replace(result.record, workspace=None))
+    if isinstance(result, Unwanted):
+        try:
+            await world.ledger.abort(dispatch.id, "nobody wanted it any more", world.clock.now())
+        except (Unavailable, Refused) as error:
+            # The next start finds that it never had an agent.
+            log.warning("ledger.unavailable", error=str(error))
+    return result
 
 
-async def _in_workspace(world: World, record: Record, workspace: Workspace) -> Launched | Failed:
+async def _in_workspace(
+    world: World, record: Record, workspace: Workspace, is_wanted: Callable[[], bool]
+) -> Launched | Failed | Unwanted:
+    """Claim, brief and start; whatever comes of it but `Launched` is to be undone."""
     dispatch = record.dispatch
     gap = dispatch.gap
     await world.ledger.update(dispatch.id, record)
-    try:
-        denied = await world.leases.claim(gap, dispatch.id, workspace)
-    except Refused as error:
-        raise Unavailable(str(error)) from error
+    denied = await world.leases.claim(gap, dispatch.id, workspace)
     if denied is not None:
-        await undo(world, dispatch.id, workspace)
         outcome = Outcome(OutcomeKind.RACE_ABANDONED, denied.reason)
         return Failed(record, outcome, lease_ends_at=denied.until)
-    lessons = await world.lessons(gap) if world.policies.lessons and world.lessons else ()
+    lessons = await _lessons(world, gap)
     prompt = await world.prompts.prompt(gap, workspace, lessons)
     command = world.backend(dispatch.route.backend).command(gap, dispatch.route, prompt)
-    record = replace(record, state=DispatchState.LAUNCHING)
+    record = replace(record, state=DispatchState.LAUNCHING, lessons=lessons)
     await world.ledger.update(dispatch.id, record)
+    if not is_wanted():
+        return Unwanted()
     try:
         agent = await world.executor.launch(dispatch, workspace, command, prompt)
     except Refused as error:
-        await undo(world, dispatch.id, workspace)
         return Failed(record, _spawn_failed(str(error)), backend_at_fault=True)
+    return await _running(world, record, workspace, agent)
+
+
+async def _running(world: World, record: Record, workspace: Workspace, agent: Agent) -> Launched:
+    """Write down that the agent runs, and tell. From here on nothing may be undone."""
+    dispatch = record.dispatch
     record = replace(
         record, state=DispatchState.RUNNING, pid=agent.pid, launched_at=world.clock.now()
     )
-    await world.ledger.update(dispatch.id, record)
+    try:
+        await world.ledger.update(dispatch.id, record)
+    except Unavailable as error:
+        # Recovery tells from its shim that it runs; whoever watches it writes the rest down.
+        log.warning("ledger.unavailable", error=str(error))
     why = dispatch.route.why or "default"
     log.info("dispatch.launched", branch=workspace.branch, pid=agent.pid, why=why)
     world.tell(
         "dispatch.launched",
-        gap=gap.id,
+        gap=dispatch.gap.id,
         dispatch=dispatch.id,
         pid=agent.pid,
         branch=workspace.branch,
@@ -147,8 +182,23 @@ async def _in_workspace(world: World, record: Record, workspace: Workspace) -> L
     return Launched(record, agent)
 
 
-async def undo(world: World, dispatch_id: str, workspace: Workspace) -> None:
-    """Give back lease and worktree of a dispatch whose agent never ran; failures are logged."""
+async def _lessons(world: World, gap: Gap) -> tuple[str, ...]:
+    """Return what the journal has to teach; a brief goes out without it if need be."""
+    if world.lessons is None or not world.policies.lessons:
+        return ()
+    try:
+        return await world.lessons(gap)
+    except (Unavailable, Refused) as error:
+        log.warning("lessons.unavailable", error=str(error))
+        return ()
+
+
+async def undo(world: World, dispatch_id: str, workspace: Workspace) -> bool:
+    """Give back lease and worktree of a dispatch whose agent never ran; say whether all is gone.
+
+    Failures are logged, and left for the tidying.
+    """
+    is_gone = True
     with anyio.CancelScope(shield=True):
         for step in (
             lambda: world.leases.release(dispatch_id),
@@ -157,7 +207,9 @@ async def undo(world: World, dispatch_id: str, workspace: Workspace) -> None:
             try:
                 await step()
             except (Unavailable, Refused) as error:
+                is_gone = False
                 log.warning("launch.left_behind", error=str(error))
+    return is_gone
 
 
 def _spawn_failed(reason: str) -> Outcome:

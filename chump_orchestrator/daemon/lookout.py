@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import structlog
 
-from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.outcome import PullRequest, PullState
 from chump_orchestrator.core.ports import Clock, Pulls
 from chump_orchestrator.core.records import Watch
@@ -92,7 +92,7 @@ class Lookout:
             asked, looked_s = self._asked, self._clock.monotonic()
             try:
                 changed = await self._look(looked_s)
-            except (Unavailable, Refused) as error:
+            except (Unavailable, Refused, ConfigError) as error:
                 self._failed(error, looked_s)
                 await self._rest(backoff)
                 backoff = min(backoff * 2, self._interval)
@@ -106,6 +106,10 @@ class Lookout:
             backoff = FIRST_BACKOFF
             pause = self._interval if changed else min(pause * STRETCH, self._longest)
             await self._rest(BREATH)
+
+    def set_interval(self, interval: timedelta) -> None:
+        """Look as often as this from the next look on."""
+        self._interval = interval
 
     @property
     def _longest(self) -> timedelta:

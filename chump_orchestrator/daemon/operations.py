@@ -7,16 +7,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import anyio
+
 from chump_orchestrator.core.errors import Refused
+from chump_orchestrator.core.gap import Rejection
 from chump_orchestrator.core.outcome import StopReason
 from chump_orchestrator.core.picker import choose
 from chump_orchestrator.daemon.orchestrator import Manner
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.gap import Gap
     from chump_orchestrator.daemon.orchestrator import Orchestrator
     from chump_orchestrator.daemon.roster import Place
 
 SCHEMA_VERSION = 1
+
+LEDGER_PATIENCE_S = 0.5
+"""How long a status waits for what only the ledger knows."""
 
 LINE_SHOWN = 240
 """Characters of an agent's last telling line that a status carries."""
@@ -32,8 +39,7 @@ class Operator:
     async def status(self) -> dict[str, object]:
         """Return the shape of `status --json` (behaviour C6)."""
         daemon, scheduler = self._daemon, self._scheduler
-        pause = await daemon.world.ledger.pause()
-        fuse = await daemon.world.ledger.fuse()
+        pause, fuse = scheduler.brakes.pause, scheduler.brakes.fuse
         paused = pause is not None or fuse.blown_until is not None
         state = "paused" if daemon.state == "running" and paused else daemon.state
         return {
@@ -42,24 +48,38 @@ class Operator:
                 "pid": os.getpid(),
                 "state": state,
                 "since": f"{daemon.since:%Y-%m-%dT%H:%M:%SZ}",
-                "paused_by": pause.reason if pause else (str(fuse.cause or "") if paused else ""),
+                "paused_by": scheduler.brakes.why() if paused else "",
                 "backlog_problem": daemon.keeper.problem,
                 "forge_silent_s": self._forge_silent_s(),
             },
             "slots": {"used": scheduler.running, "total": daemon.world.policies.max_parallel},
             "ready": len(scheduler.choice.waiting),
+            "pause": pause
+            and {
+                "by": pause.by,
+                "reason": pause.reason,
+                "since": f"{pause.since:%Y-%m-%dT%H:%M:%SZ}",
+            },
             "settled": Counter(str(outcome.kind) for outcome in scheduler.last.values()),
             "dispatches": [self._dispatch(place) for place in scheduler.roster.values()],
+            "parked": await self._parked(),
         }
 
     async def stop(self, gap: str, now: bool) -> str:  # noqa: FBT001 - as it comes in a request
-        """Stop the agent of a gap; `Refused` when it has none."""
+        """Stop the agent of a gap, or wait no longer for what came of one that has ended.
+
+        `Refused` when the gap has no dispatch under way.
+        """
         place = self._scheduler.roster.get(gap)
         if place is None:
             msg = f"{gap} has no dispatch under way; see status"
             raise Refused(msg)
+        is_running = place.holds_slot
         place.request_stop(StopReason.OPERATOR, now=now)
-        return f"stopping {gap} ({place.dispatch or 'being dispatched'})"
+        what = place.dispatch or "being dispatched"
+        if is_running:
+            return f"stopping {gap} ({what})"
+        return f"giving up {gap} ({what}); its agent has ended, and its request is left alone"
 
     async def drain(self) -> str:
         """Start nothing more, and end when the last agent has."""
@@ -72,10 +92,8 @@ class Operator:
 
     async def reload(self) -> str:
         """Read settings and backlog again; `Refused` with what was wrong, the old ones stay."""
-        problems = await self._daemon.reload()
-        if problems:
-            msg = f"kept what was loaded before: {problems}"
-            raise Refused(msg)
+        if problems := await self._daemon.reload():
+            raise Refused(problems)
         return "reloaded"
 
     async def pause(self, reason: str) -> str:
@@ -86,21 +104,25 @@ class Operator:
     async def resume(self) -> str:
         """Dispatch again."""
         await self._scheduler.resume()
-        return "resumed"
+        return f"resumed{self._ending()}"
 
     async def retry(self, gap: str) -> str:
         """Dispatch a gap as soon as there is a slot, whatever has become of it before."""
-        self._known(gap)
-        if gap in self._scheduler.roster:
-            msg = f"{gap} has a dispatch under way already"
+        entry = self._known(gap)
+        if isinstance(entry, Rejection):
+            msg = f"{gap} was left out of the backlog: {entry.reason}"
             raise Refused(msg)
+        self._not_under_way(gap)
         await self._daemon.world.ledger.request_dispatch(gap)
         self._scheduler.bell.ring()
-        return f"{gap} is dispatched next"
+        held = self._scheduler.brakes.why()
+        later = f"; but not yet: {held}" if held else self._ending()
+        return f"{gap} is dispatched next{later}"
 
     async def release(self, gap: str) -> str:
         """Free a gap: it is eligible again."""
         self._known(gap)
+        self._not_under_way(gap)
         await self._scheduler.release(gap)
         return f"{gap} is free"
 
@@ -114,19 +136,41 @@ class Operator:
         found = {refusal.id: refusal.reason for refusal in reasons}
         entry = self._known(gap)
         if gap not in found:
-            return f"its status is {entry or 'missing'}"
+            return f"its status is {entry.status or 'missing'}"
         known = standing.index.gaps.get(gap)
         if known is None or not found[gap].startswith("no slot"):
             return found[gap]
-        trouble = await self._scheduler.why_waiting(known)
+        trouble = self._scheduler.why_waiting(known)
         return f"{found[gap]}; {trouble}" if trouble else found[gap]
 
-    def _known(self, gap: str) -> str:
+    async def _parked(self) -> list[dict[str, object]] | None:
+        """Return the parked gaps; `None` when the ledger does not say at once (promise I5)."""
+        with anyio.move_on_after(LEDGER_PATIENCE_S):
+            return [
+                {
+                    "gap": one.gap,
+                    "reason": one.reason,
+                    "since": f"{one.since:%Y-%m-%dT%H:%M:%SZ}",
+                    "until": one.until and f"{one.until:%Y-%m-%dT%H:%M:%SZ}",
+                }
+                for one in await self._daemon.world.ledger.parked()
+            ]
+        return None
+
+    def _known(self, gap: str) -> Gap | Rejection:
         entry = self._daemon.keeper.backlog.find(gap)
         if entry is None:
             msg = f"{gap} is not in the backlog"
             raise Refused(msg)
-        return entry.status
+        return entry
+
+    def _not_under_way(self, gap: str) -> None:
+        if gap in self._scheduler.roster:
+            msg = f"{gap} has a dispatch under way; stop it first, or wait for its end"
+            raise Refused(msg)
+
+    def _ending(self) -> str:
+        return "" if self._daemon.ending is None else f"; but this daemon is {self._daemon.state}"
 
     def _forge_silent_s(self) -> float | None:
         since_s = self._daemon.lookout.failing_since_s
@@ -148,7 +192,7 @@ class Operator:
             "id": place.dispatch,
             "gap": place.gap.id,
             "attempt": place.attempt,
-            "state": "broken" if place.broken else str(record.state) if record else "planned",
+            "state": _state(place),
             "backend": place.route.backend,
             "model": place.route.model or None,
             "pid": agent.pid if agent is not None and running else None,
@@ -165,6 +209,14 @@ class Operator:
             "cost_usd": supervisor.usage.cost_usd if supervisor else None,
             "tokens": supervisor.usage.tokens if supervisor else None,
         }
+
+
+def _state(place: Place) -> str:
+    if place.broken:
+        return "broken"
+    if place.settled or place.supervisor is None:
+        return "settled" if place.settled else "planned"
+    return str(place.supervisor.record.state)
 
 
 def _last_line(tail: Sequence[str]) -> str | None:

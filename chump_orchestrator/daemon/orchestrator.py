@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -14,25 +14,21 @@ import structlog
 
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.outcome import StopReason
-from chump_orchestrator.daemon import delivery
+from chump_orchestrator.daemon import delivery, housekeeping
 from chump_orchestrator.daemon.bell import Bell
 from chump_orchestrator.daemon.keeper import BacklogKeeper
 from chump_orchestrator.daemon.lookout import Lookout
-from chump_orchestrator.daemon.recovery import recover
+from chump_orchestrator.daemon.recovery import TakenUp, recover
 from chump_orchestrator.daemon.roster import Assignment, Place
 from chump_orchestrator.daemon.scheduler import Scheduler
-from chump_orchestrator.daemon.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
+    from anyio.abc import TaskGroup, TaskStatus
 
     from chump_orchestrator.core.ports import BacklogSource
-    from chump_orchestrator.daemon.world import Policies, World
+    from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()
-
-RENEWAL = timedelta(minutes=10)
-"""How often the leases of living dispatches are renewed."""
 
 LAST_LOOK = timedelta(seconds=5)
 """What a teardown leaves, after the last agent is gone, for the looks that settle them."""
@@ -52,7 +48,12 @@ class Manner(StrEnum):
 
 
 class Orchestrator:
-    """One daemon on one repository; `run` is its whole life."""
+    """One daemon on one repository; `run` is its whole life.
+
+    `reload` reads the settings again, puts what came of them into the world, and returns what it
+    could not change in a running daemon; `ConfigError` keeps what was. `control` serves operators.
+    `trusts_backlog` is for one that comes from commits, which are never torn.
+    """
 
     def __init__(
         self,
@@ -61,21 +62,25 @@ class Orchestrator:
         assignment: Assignment,
         *,
         on_signal: Manner = Manner.TEARDOWN,
-        reload: Callable[[], Awaitable[Policies]] | None = None,
+        reload: Callable[[World], Awaitable[str]] | None = None,
         control: Callable[[Orchestrator], Coroutine[object, object, None]] | None = None,
+        trusts_backlog: bool = False,
     ) -> None:
         self.world = world
         self.since = world.clock.now()
         self.ending: Manner | None = None
         self.lookout = Lookout(world.pulls, world.clock, world.policies.deadlines.look_interval)
         self._outbox = Bell()
-        self.keeper = BacklogKeeper(source, world.clock, self._wake)
+        self.keeper = BacklogKeeper(source, world.clock, self._wake, is_trusted=trusts_backlog)
         self.scheduler = Scheduler(world, self.lookout, self.keeper, self._outbox, assignment)
+        self._assignment = assignment
         self._on_signal = on_signal
         self._reload = reload
         self._control = control
         self._scope = anyio.CancelScope()
         self._signals = 0
+        self._had_terminal = _has_terminal()
+        self.interrupted = False
 
     async def run(self) -> None:
         """Run until drained, torn down, detached, or until a limited run is over.
@@ -83,48 +88,67 @@ class Orchestrator:
         `ConfigError` when there is no backlog to begin with. Cancelling detaches: agents live on
         under their shims, and the next daemon takes them up.
         """
+        refused: Exception | None = None
+        async with anyio.create_task_group() as services:
+            await services.start(self._listen_to_signals)
+            try:
+                taken_up = await self._begin()
+            except (ConfigError, Unavailable, Refused) as error:
+                refused = error
+            else:
+                await self._serve(services, taken_up)
+            services.cancel_scope.cancel()
+        if refused is not None:
+            raise refused
+        with anyio.move_on_after(LAST_DELIVERY_S, shield=True):
+            await delivery.deliver(self.world)
+        log.info("daemon.stopped", manner=self.ending or "done")
+
+    async def _begin(self) -> tuple[TakenUp, ...]:
+        """Read what there is to go on with; `ConfigError` for what an operator must change."""
         try:
             await self.keeper.first()
         except (Unavailable, Refused) as error:
             raise ConfigError(str(error)) from error
+        for gap in sorted(self._assignment.gaps):
+            if self.keeper.backlog.find(gap) is None:
+                msg = f"--gap {gap}: the backlog has no gap of this id; see plan --explain"
+                raise ConfigError(msg)
+        await self.world.pulls.check()
         taken_up = await recover(self.world)
-        async with anyio.create_task_group() as services:
-            services.start_soon(self._listen_to_signals)
-            services.start_soon(self.lookout.run)
-            services.start_soon(self.keeper.run)
-            services.start_soon(delivery.run, self.world, self._outbox)
-            services.start_soon(self._renew_leases)
-            if self._control is not None:
-                services.start_soon(self._control, self)
-            log.info("daemon.started", pid=os.getpid(), taken_up=len(taken_up))
-            with self._scope:
-                async with anyio.create_task_group() as dispatches:
-                    for taken in taken_up:
-                        supervisor = Supervisor(
-                            self.world,
-                            self.lookout,
-                            taken.record,
-                            taken.agent,
-                            self.scheduler.bell.ring,
-                        )
-                        self.scheduler.take_up(dispatches, taken.record, supervisor)
-                    await self._work(dispatches)
-            services.cancel_scope.cancel()
-        with anyio.move_on_after(LAST_DELIVERY_S, shield=True):
-            await delivery.deliver(self.world)
-        log.info("daemon.stopped", manner=self.ending or "done")
+        await self.scheduler.brakes.load()
+        return taken_up
+
+    async def _serve(self, services: TaskGroup, taken_up: tuple[TakenUp, ...]) -> None:
+        """Dispatch until told to end, with everything that does so in the background."""
+        services.start_soon(self.lookout.run)
+        services.start_soon(self.keeper.run)
+        services.start_soon(delivery.run, self.world, self._outbox)
+        services.start_soon(housekeeping.run, self.world)
+        if self._control is not None:
+            services.start_soon(self._control, self)
+        log.info("daemon.started", pid=os.getpid(), taken_up=len(taken_up))
+        with self._scope:
+            async with anyio.create_task_group() as dispatches:
+                for taken in taken_up:
+                    self.scheduler.take_up(dispatches, taken)
+                services.start_soon(self._renew_leases)
+                await self._work(dispatches)
 
     async def _work(self, dispatches: TaskGroup) -> None:
         scheduler = self.scheduler
         await scheduler.run(dispatches)
         if self.ending is None:
+            if any(not place.broken for place in scheduler.roster.values()):
+                # Requests that this run waits for no longer; the next start goes on with them.
+                self._scope.cancel()
             return
         if self.ending is Manner.TEARDOWN:
             self._stop_all()
         await self._until(lambda: scheduler.running == 0)
         # Whatever waits for its open request is on record; the next start goes on with it.
         await self._until(
-            lambda: not scheduler.tidying and all(map(_waits, scheduler.roster.values())),
+            lambda: all(map(_waits, scheduler.roster.values())),
             at_most=LAST_LOOK if self.ending is Manner.TEARDOWN else LAST_LOOKS,
         )
         self._scope.cancel()
@@ -143,13 +167,16 @@ class Orchestrator:
 
     def end(self, manner: Manner) -> None:
         """Begin to end; a teardown outranks a drain that was begun before."""
-        log.info("daemon.ending", manner=manner)
+        if manner is self.ending:
+            return
         if manner is Manner.DETACH:
             self._scope.cancel()
         elif manner is Manner.TEARDOWN and self.ending is Manner.DRAIN:
             self._stop_all()
         elif self.ending is not None:
             return
+        log.info("daemon.ending", manner=manner)
+        self.world.tell("daemon.ending", manner=str(manner))
         self.ending = manner
         self.scheduler.draining = True
         self.scheduler.bell.ring()
@@ -161,18 +188,22 @@ class Orchestrator:
         self.scheduler.bell.ring()
 
     async def reload(self) -> str:
-        """Read settings and backlog anew; returns what was wrong, the last good ones are kept."""
+        """Read settings and backlog anew; returns what of it does not hold now, and why.
+
+        What is wrong is not taken over: the last good settings and backlog stay in use.
+        """
         problems = []
         if self._reload is not None:
             try:
-                self.world.policies = await self._reload()
+                problems.append(await self._reload(self.world))
             except ConfigError as error:
                 log.warning("settings.kept", problem=str(error))
-                problems.append(str(error))
+                problems.append(f"kept what was loaded before: {error}")
+            self.lookout.set_interval(self.world.policies.deadlines.look_interval)
         if problem := await self.keeper.reload():
-            problems.append(problem)
+            problems.append(f"kept the backlog as last read: {problem}")
         self.scheduler.bell.ring()
-        return "\n".join(problems)
+        return "\n".join(filter(None, problems))
 
     def _wake(self) -> None:
         self.scheduler.bell.ring()
@@ -184,52 +215,54 @@ class Orchestrator:
             return "running"
         return "draining" if self.ending is Manner.DRAIN else "stopping"
 
-    async def _listen_to_signals(self) -> None:
+    async def _listen_to_signals(
+        self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
         wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-        with anyio.open_signal_receiver(*wanted) as received:
-            async for number in received:
-                await self._heed(number)
+        async with anyio.create_task_group() as group:
+            with anyio.open_signal_receiver(*wanted) as received:
+                task_status.started()
+                async for number in received:
+                    self._heed(number, group)
 
-    async def _heed(self, number: signal.Signals) -> None:
+    def _heed(self, number: signal.Signals, group: TaskGroup) -> None:
         log.info("signal.received", signal=signal.Signals(number).name)
         if number == signal.SIGUSR1:
             self.end(Manner.DETACH)
-        elif number == signal.SIGHUP and not _terminal_is_gone():
-            await self.reload()
+        elif number == signal.SIGHUP and not (self._had_terminal and not _has_terminal()):
+            group.start_soon(self.reload)
         else:
             self._signals += 1
             if self._signals > 1:
                 self.end(Manner.TEARDOWN)
                 self.kill()
             else:
+                self.interrupted = number == signal.SIGINT
                 self.end(Manner.TEARDOWN if number != signal.SIGTERM else self._on_signal)
 
     async def _renew_leases(self) -> None:
         while True:
-            await anyio.sleep(RENEWAL.total_seconds())
             for place in list(self.scheduler.roster.values()):
                 try:
                     if place.dispatch:
                         await self.world.leases.renew(place.dispatch)
                 except (Unavailable, Refused) as error:
                     log.warning("lease.unrenewed", dispatch=place.dispatch, error=str(error))
-
-    def elapsed(self, since: datetime | None) -> float:
-        """Seconds since an instant, not negative; 0 when there is none."""
-        if since is None:
-            return 0.0
-        return max((self.world.clock.now() - since).total_seconds(), 0.0)
+            await anyio.sleep(self.world.policies.renewal.total_seconds())
 
 
 def _waits(place: Place) -> bool:
     """Whether only a pull request stands between this dispatch and its outcome."""
-    return place.broken or (place.supervisor is not None and place.supervisor.has_open_pull)
+    supervisor = place.supervisor
+    if place.broken or supervisor is None:
+        return place.broken
+    return supervisor.has_open_pull and supervisor.is_on_record
 
 
-def _terminal_is_gone() -> bool:
-    """Whether this process had a controlling terminal that has hung up."""
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal; one that hung up is none any more."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
-        return os.isatty(0) or os.isatty(2)
-    return False
+        return False
+    return True

@@ -20,6 +20,13 @@ class _Parked:
     until: datetime
     wait: timedelta
 
+    def holds(self, now: datetime) -> bool:
+        """Whether it still rests; one that seems to rest for longer than set does not.
+
+        That comes from a clock that was put back.
+        """
+        return timedelta(0) < self.until - now <= self.wait
+
 
 class ParkedBackends:
     """Parks a backend for 15 minutes, each further time for twice as long, up to four hours."""
@@ -33,6 +40,8 @@ class ParkedBackends:
     def park(self, backend: str, reason: str, now: datetime) -> None:
         """Keep gaps away from `backend` for a while."""
         known = self._parked.get(backend)
+        if known is not None and known.holds(now):
+            return  # several were on their way when the first one failed
         wait = min(known.wait * 2, LONGEST_PAUSE) if known else FIRST_PAUSE
         self._parked[backend] = _Parked(reason, now + wait, wait)
         log.error("backend.parked", backend=backend, reason=reason, for_s=wait.total_seconds())
@@ -48,13 +57,13 @@ class ParkedBackends:
         """Return the first candidate whose backend is not parked, or `None`."""
         for candidate in candidates:
             parked = self._parked.get(candidate.backend)
-            if parked is None or now >= parked.until:
+            if parked is None or not parked.holds(now):
                 return candidate
         return None
 
-    def ends(self) -> list[datetime]:
+    def ends(self, now: datetime) -> list[datetime]:
         """Return when each of them may be tried again."""
-        return [parked.until for parked in self._parked.values()]
+        return [parked.until for parked in self._parked.values() if parked.holds(now)]
 
     def why(self, candidates: Iterable[Route]) -> str:
         """Say why these candidates cannot be used; empty for those that can."""

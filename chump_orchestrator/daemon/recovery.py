@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import anyio
 import structlog
 
 from chump_orchestrator.core.dispatch import Workspace
@@ -20,15 +22,23 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+FIRST_WAIT = timedelta(seconds=2)
+LONGEST_WAIT = timedelta(minutes=1)
+"""Between two attempts to reach a shim; doubles."""
+
 NEVER_STARTED = (DispatchState.PLANNED, DispatchState.LAUNCHING)
 
 
 @dataclass(frozen=True, slots=True)
 class TakenUp:
-    """A dispatch that goes on; `agent` of `None` is one that ended and of which no file is left."""
+    """A dispatch that goes on; `agent` of `None` is one that ended and of which no file is left.
+
+    With `is_reachable` false it is not known how its agent fares: `regain` finds out.
+    """
 
     record: Record
     agent: Agent | None
+    is_reachable: bool = True
 
 
 async def recover(world: World) -> tuple[TakenUp, ...]:
@@ -59,12 +69,20 @@ async def recover(world: World) -> tuple[TakenUp, ...]:
 
 
 async def _take_up(world: World, record: Record) -> TakenUp | None:
+    """Take up one dispatch; whatever goes wrong with it, the others are taken up all the same."""
     dispatch = record.dispatch
     try:
         agent = await world.executor.attach(dispatch.id)
-    except Unavailable as error:
+        return await _taken_up(world, record, agent)
+    except (Unavailable, Refused) as error:
         log.warning("dispatch.unreachable", dispatch=dispatch.id, error=str(error))
-        return None
+    except Exception:
+        log.exception("dispatch.unreadable", dispatch=dispatch.id)
+    return TakenUp(record, None, is_reachable=False)
+
+
+async def _taken_up(world: World, record: Record, agent: Agent | None) -> TakenUp | None:
+    dispatch = record.dispatch
     if agent is None and record.state in NEVER_STARTED:
         workspace = record.workspace
         if workspace is None:
@@ -95,6 +113,22 @@ async def _take_up(world: World, record: Record) -> TakenUp | None:
         ended=agent is None or agent.exit is not None,
     )
     return TakenUp(record, agent)
+
+
+async def regain(world: World, record: Record) -> TakenUp:
+    """Take up a dispatch that could not be reached, as soon as it can; cancelling gives it up."""
+    wait = FIRST_WAIT
+    while True:
+        await anyio.sleep(wait.total_seconds())
+        wait = min(wait * 2, LONGEST_WAIT)
+        taken = await _take_up(world, record)
+        if taken is None:
+            lost = Exit(lost="no agent was ever started", clean=True)
+            now = world.clock.now()
+            ended = replace(record, state=DispatchState.EXITED, exit=lost, exited_at=now)
+            return TakenUp(ended, None)
+        if taken.is_reachable:
+            return taken
 
 
 async def _tell_strangers(world: World, active: set[str]) -> None:

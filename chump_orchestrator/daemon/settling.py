@@ -13,7 +13,7 @@ from chump_orchestrator.core.brakes import History, Park, Retry, consequence, fi
 from chump_orchestrator.core.causes import cause_of
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
-from chump_orchestrator.core.records import Parked, Record, Removal, Settlement, Usage
+from chump_orchestrator.core.records import Parked, Record, Settlement, Usage
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import task_class
 
@@ -40,18 +40,19 @@ async def settle(
 ) -> Outcome:
     """Write the outcome down and put its reflection into the outbox, in one transaction.
 
-    Returns the outcome with its cause. Not interrupted by cancellation.
+    Returns the outcome with its cause. A ledger that does not answer delays it; cancelled
+    meanwhile, nothing is settled, and the next start does it from the record. Once written, it is
+    told in any case.
     """
-    with anyio.CancelScope(shield=True):
-        if outcome.is_failure:
-            words = "\n".join((*agent.tail(), agent.last_words())) if agent else outcome.reason
-            outcome = replace(outcome, cause=cause_of(outcome.cause, words))
-        ended_at = world.clock.now()
-        progress = record.pull is not None and record.pull.state is not PullState.NONE
-        settlement = None
-        while settlement is None:
-            try:
-                wanted = await _settlement(
+    if outcome.is_failure:
+        words = "\n".join((*agent.tail(), agent.last_words())) if agent else outcome.reason
+        outcome = replace(outcome, cause=cause_of(outcome.cause, words))
+    ended_at = world.clock.now()
+    progress = record.pull is not None and record.pull.state is not PullState.NONE
+    while True:
+        try:
+            with anyio.CancelScope(shield=True):
+                settlement = await _settlement(
                     world,
                     record,
                     outcome,
@@ -63,13 +64,12 @@ async def settle(
                     lease_ends_at=lease_ends_at,
                     backend_at_fault=backend_at_fault,
                 )
-                await world.ledger.settle(record.dispatch.id, wanted)
-                settlement = wanted
-            except Unavailable as error:
-                log.warning("ledger.unavailable", error=str(error))
-                await anyio.sleep(AGAIN_S)
-        _tell(world, record, outcome, settlement)
-    return outcome
+                await world.ledger.settle(record.dispatch.id, settlement)
+                _tell(world, record, outcome, settlement)
+                return outcome
+        except Unavailable as error:
+            log.warning("ledger.unavailable", error=str(error))
+            await anyio.sleep(AGAIN_S)
 
 
 async def _settlement(
@@ -88,7 +88,7 @@ async def _settlement(
     dispatch = record.dispatch
     before = await world.ledger.history(dispatch.gap.id)
     history = History(
-        failures=before.failures + outcome.is_failure,
+        failures=before.failures + (outcome.is_failure and not backend_at_fault),
         refusals=before.refusals + (outcome.kind is OutcomeKind.RACE_ABANDONED),
         sessions=0 if progress else before.sessions,
     )
@@ -127,12 +127,13 @@ async def _settlement(
     return Settlement(
         outcome=outcome,
         ended_at=ended_at,
-        reflection=reflection,
+        reflection=reflection if world.journal is not None else None,
         parked=parked,
         progress=progress,
         siblings=siblings,
         cost_usd=usage.cost_usd,
         tokens=usage.tokens,
+        excused=backend_at_fault,
     )
 
 
@@ -149,13 +150,13 @@ def _parked(what: object, record: Record, now: datetime) -> Parked | None:
 
 def _tell(world: World, record: Record, outcome: Outcome, settlement: Settlement) -> None:
     dispatch = record.dispatch
-    reflection = settlement.reflection
+    began = record.launched_at or dispatch.created_at
     fields: dict[str, object] = {
         "outcome": str(outcome.kind),
         "cause": str(outcome.cause) if outcome.cause else None,
         "reason": outcome.reason,
         "pull": record.pull.number if record.pull else None,
-        "duration_s": reflection.duration_s if reflection else 0,
+        "duration_s": max(round((settlement.ended_at - began).total_seconds()), 0),
         "siblings": settlement.siblings,
         "cost_usd": settlement.cost_usd,
         "next": settlement.parked.reason if settlement.parked else "",
@@ -164,28 +165,19 @@ def _tell(world: World, record: Record, outcome: Outcome, settlement: Settlement
     world.tell("dispatch.settled", gap=dispatch.gap.id, dispatch=dispatch.id, **fields)
 
 
-async def tidy(world: World, record: Record) -> None:
+async def tidy(world: World, record: Record) -> bool:
     """Release the lease and remove the worktree of an ended dispatch, if nothing is lost by it.
 
-    What cannot be done now is left for the next start, which finds it untidied. Cancelling is
-    safe at any moment.
+    Says whether that is done; if not, the next start finds it untidied. Cancelling is safe at any
+    moment.
     """
     dispatch = record.dispatch
     try:
         await world.leases.release(dispatch.id)
         if record.workspace is not None:
-            removal = await world.worktrees.remove(record.workspace, dispatch.id)
-            _tell_kept(record, removal)
+            await world.worktrees.remove(record.workspace, dispatch.id)
         await world.ledger.tidied(dispatch.id)
     except (Unavailable, Refused) as error:
         log.warning("dispatch.untidied", dispatch=dispatch.id, error=str(error))
-
-
-def _tell_kept(record: Record, removal: Removal) -> None:
-    if not removal.removed and record.workspace is not None:
-        log.info(
-            "worktree.kept",
-            path=record.workspace.path,
-            why=removal.reason,
-            salvage=removal.salvage_ref,
-        )
+        return False
+    return True

@@ -11,6 +11,7 @@ import structlog
 from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
 from chump_orchestrator.core.brakes import fingerprint
 from chump_orchestrator.core.gap import PERPETUAL
+from chump_orchestrator.core.outcome import OutcomeKind
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Leases, Ledger
@@ -41,8 +42,9 @@ async def standing(
     for gap in backlog.gaps:
         if gap.status == PERPETUAL:
             latest = await ledger.latest(1, gap.id)
-            if latest and latest[0].ended_at is not None and latest[0].ended_at + repeat > now:
-                again = latest[0].ended_at + repeat
+            ended_at = latest[0].ended_at if latest and latest[0].outcome else None
+            if ended_at is not None and ended_at + repeat > now:
+                again = ended_at + repeat
                 holds[gap.id] = Hold(HoldKind.RESTING, "it has had its run (pick.repeat)", again)
     for parked in await ledger.parked():
         known = backlog.index.gaps.get(parked.gap)
@@ -51,10 +53,18 @@ async def standing(
         if parked.until is None:
             holds[parked.gap] = Hold(HoldKind.PARKED, parked.reason)
         elif parked.until > now:
-            holds[parked.gap] = Hold(HoldKind.BACKOFF, parked.reason, parked.until)
+            kind = HoldKind.LEASED if await _was_refused(ledger, parked.gap) else HoldKind.BACKOFF
+            holds[parked.gap] = Hold(kind, parked.reason, parked.until)
     for gap_id, dispatch in active.items():
         holds[gap_id] = Hold(HoldKind.ACTIVE, dispatch or "being dispatched")
     return backlog.with_holds(holds, await ledger.shipped())
+
+
+async def _was_refused(ledger: Ledger, gap_id: str) -> bool:
+    """Say whether a gap rests as somebody else's lease was in its way the last time."""
+    latest = await ledger.latest(1, gap_id)
+    outcome = latest[0].outcome if latest else None
+    return outcome is not None and outcome.kind is OutcomeKind.RACE_ABANDONED
 
 
 async def free_what_changed(backlog: Backlog, ledger: Ledger, now: datetime) -> None:

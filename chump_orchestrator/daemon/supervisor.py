@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
-from chump_orchestrator.core.errors import Unavailable
+from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import (
     STOPPED_BY_OPERATOR,
     Checks,
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+LAST_CHANCE = timedelta(seconds=30)
+"""How long the forge may take to say that a dispatch shipped before an operator stopped it."""
+
 ASK_AGAIN = timedelta(seconds=1)
 """When a shim does not take a request, it is asked again after so long."""
 
@@ -43,8 +46,9 @@ ASK_AGAIN = timedelta(seconds=1)
 class Supervisor:
     """Keeps watch over one agent until its dispatch has an outcome.
 
-    The scheduler owns it and reads `record`, `is_running` and `outcome`; it rings `bell` when
-    something was asked of it. Cancelling `watch` lets go of the agent, which lives on.
+    The scheduler owns it and reads `record` and `is_running`; it rings `bell` when something was
+    asked of it, and is told by `on_change` when the slot comes free or news of the request come.
+    Cancelling `watch` lets go of the agent, which lives on.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class Supervisor:
         lookout: Lookout,
         record: Record,
         agent: Agent | None,
-        on_freed: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
         self.record = record
         self.agent = agent
@@ -63,9 +67,10 @@ class Supervisor:
         self.usage = Usage()
         self.stop_asked: StopReason | None = None
         self.kill_asked = False
+        self.given_up = False
         self._world = world
         self._lookout = lookout
-        self._on_freed = on_freed
+        self._on_change = on_change
         self._exit = record.exit
         now_s = world.clock.monotonic()
         self._exit_s = now_s - self._ago(record.exited_at) if record.exited_at else now_s
@@ -79,6 +84,7 @@ class Supervisor:
         self._quiet: list[float] = []
         self._hard = record.dispatch.deadlines.hard
         self._told_stop: tuple[StopReason, bool] | None = None
+        self._storing = 0
 
     @property
     def is_running(self) -> bool:
@@ -91,6 +97,18 @@ class Supervisor:
         return self._pull is not None and self._pull.state is PullState.OPEN
 
     @property
+    def is_on_record(self) -> bool:
+        """Whether the end of its agent is written down, as far as it has ended."""
+        return self._exit is None or (self.record.exit is not None and not self._storing)
+
+    def waiting_s(self) -> float | None:
+        """For how many seconds its open request is all that has been waited for, or `None`."""
+        if self._exit is None or not self.has_open_pull:
+            return None
+        since_s = max(self._pull_s, self._exit_s, self._began_s)
+        return self._world.clock.monotonic() - since_s
+
+    @property
     def pull(self) -> PullRequest | None:
         """What was last seen of its request."""
         return self._pull
@@ -101,7 +119,11 @@ class Supervisor:
         return self._exit
 
     def request_stop(self, reason: StopReason, *, now: bool = False) -> None:
-        """Ask for the agent to be stopped; with `now` by KILL, also while it is being stopped."""
+        """Ask for the agent to be stopped; with `now` by KILL, also while it is being stopped.
+
+        Of an agent that has ended, an operator gives up what is still waited for.
+        """
+        self.given_up = self.given_up or (self._exit is not None and reason is StopReason.OPERATOR)
         self.stop_asked = self.stop_asked or reason
         self.kill_asked = self.kill_asked or now
         self.bell.ring()
@@ -131,13 +153,32 @@ class Supervisor:
         finally:
             self._lookout.forget(branch)
 
+    async def mind(self) -> None:
+        """See to it that the agent can be stopped and its slot comes free; settle nothing.
+
+        For a dispatch that ended in a bug. Cancelling lets go of the agent, which lives on.
+        """
+        agent = self.agent
+        if agent is None or self._exit is not None:
+            return
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._obey)
+            self._exit = await _followed(agent, lambda _: None)
+            group.cancel_scope.cancel()
+        self._on_change()
+
+    async def _obey(self) -> None:
+        while True:
+            if self.stop_asked is not None:
+                await self._stop(self.stop_asked)
+            await self.bell.wait()
+
     async def _until_settled(self, branch: str) -> Outcome:
         deadlines = self.record.dispatch.deadlines
         while True:
             await self._note_sighting(self._lookout.sighting(branch))
             is_merged = self._pull is not None and self._pull.state is PullState.MERGED
-            is_given_up = self._exit is not None and self.stop_asked is StopReason.OPERATOR
-            if is_given_up and not is_merged:
+            if self._is_given_up and not is_merged:
                 return Outcome(OutcomeKind.CANCELLED, STOPPED_BY_OPERATOR)
             match judge(self._observe(), deadlines):
                 case Settle(outcome):
@@ -148,6 +189,18 @@ class Supervisor:
                 case Wait() as verdict:
                     await self._act(verdict)
                     await self.bell.wait(self._next(verdict.recheck))
+
+    @property
+    def _is_given_up(self) -> bool:
+        """Whether an operator no longer waits for what comes of an agent that has ended.
+
+        The forge is asked once more before that is said, if it answers within `LAST_CHANCE`.
+        """
+        if self._exit is None or not self.given_up:
+            return False
+        has_looked = self._seen_s is not None and self._seen_s >= self._exit_s
+        waited_s = self._world.clock.monotonic() - max(self._exit_s, self._began_s)
+        return has_looked or waited_s >= LAST_CHANCE.total_seconds()
 
     def _observe(self) -> Observation:
         now_s = self._world.clock.monotonic()
@@ -168,6 +221,8 @@ class Supervisor:
         )
 
     def _next(self, recheck: timedelta | None) -> timedelta | None:
+        if self._exit is not None and self.given_up:
+            return LAST_CHANCE if recheck is None else min(recheck, LAST_CHANCE)
         if self._exit is not None or self.agent is None or self.silent:
             return recheck
         quiet = self.record.dispatch.deadlines.silent - self.agent.silent()
@@ -186,7 +241,7 @@ class Supervisor:
             try:
                 await self.agent.extend(verdict.hard)
                 self._hard = verdict.hard
-            except Unavailable as error:
+            except (Unavailable, Refused) as error:
                 log.warning("agent.unreachable", error=str(error))
         is_silent = self.agent.silent() >= self.record.dispatch.deadlines.silent
         if is_silent and not self.silent:
@@ -202,7 +257,7 @@ class Supervisor:
         try:
             await self.agent.stop(reason, now=self.kill_asked)
             self._told_stop = wanted
-        except Unavailable as error:
+        except (Unavailable, Refused) as error:
             log.warning("agent.unreachable", error=str(error))
             await anyio.sleep(ASK_AGAIN.total_seconds())
             self.bell.ring()
@@ -219,8 +274,9 @@ class Supervisor:
                 case _:
                     pass
 
-        ended = await agent.follow(on_line)
+        ended = await _followed(agent, on_line)
         self._exit = ended
+        self._on_change()
         now = self._world.clock.now()
         at = min(agent.ended_at or now, now)
         self._exit_s = self._world.clock.monotonic() - (now - at).total_seconds()
@@ -234,7 +290,7 @@ class Supervisor:
             active_s=round(ended.active.total_seconds(), 1),
         )
         self._tell("agent.exited", how=ended.in_words, stopped_by=ended.stopped_by)
-        self._on_freed()
+        self._on_change()
         self._lookout.ask()
         self.bell.ring()
 
@@ -266,18 +322,15 @@ class Supervisor:
         if is_new and (before is not None or pull.state is not PullState.NONE):
             log.info("pull.changed", state=pull.state, number=pull.number, checks=pull.checks)
             self._tell("pull.changed", state=str(pull.state), number=pull.number)
+            self._on_change()
 
     async def _store(self, record: Record) -> None:
-        """Write the record down; a ledger that does not answer delays, and loses nothing."""
         self.record = record
-        while True:
-            try:
-                await self._world.ledger.update(record.dispatch.id, record)
-            except Unavailable as error:
-                log.warning("ledger.unavailable", error=str(error))
-                await anyio.sleep(ASK_AGAIN.total_seconds())
-            else:
-                return
+        self._storing += 1
+        try:
+            await self._world.store(record)
+        finally:
+            self._storing -= 1
 
     def _ago(self, at: datetime | None) -> float:
         """Seconds since an instant on record; not negative, as wall clocks may be put back."""
@@ -288,6 +341,16 @@ class Supervisor:
     def _tell(self, event: str, **fields: object) -> None:
         dispatch = self.record.dispatch
         self._world.tell(event, gap=dispatch.gap.id, dispatch=dispatch.id, **fields)
+
+
+async def _followed(agent: Agent, on_line: Callable[[str], None]) -> Exit:
+    """Follow an agent to its end, also where this machine lacks what that takes for a while."""
+    while True:
+        try:
+            return await agent.follow(on_line)
+        except Unavailable as error:
+            log.warning("agent.unfollowed", error=str(error))
+            await anyio.sleep(ASK_AGAIN.total_seconds())
 
 
 def _span(seconds: float) -> timedelta:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import anyio
 import structlog
 
 from chump_orchestrator.core.brakes import RetryPolicy
 from chump_orchestrator.core.dispatch import DeadlinePolicy
+from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.picker import PickPolicy
 from chump_orchestrator.core.routing import RoutePolicy
 
@@ -28,8 +30,12 @@ if TYPE_CHECKING:
         Pulls,
         Worktrees,
     )
+    from chump_orchestrator.core.records import Record
 
 log = structlog.get_logger()
+
+STORE_AGAIN_S = 1.0
+"""Between two attempts to write a record down."""
 
 Listener = Callable[[str, Mapping[str, object]], None]
 """Told of every event by its name and fields; must return at once."""
@@ -37,7 +43,11 @@ Listener = Callable[[str, Mapping[str, object]], None]
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """What the operator decided; swapped whole when settings are loaded again."""
+    """What the operator decided; swapped whole when settings are loaded again.
+
+    `keep_logs` is how long what a settled dispatch has left on disk is kept; `renewal` how often
+    the leases of living dispatches are renewed.
+    """
 
     pick: PickPolicy
     routes: RoutePolicy
@@ -47,6 +57,8 @@ class Policies:
     max_open_pulls: int = 10
     repeat: timedelta = timedelta(hours=24)
     lessons: bool = True
+    keep_logs: timedelta = timedelta(days=30)
+    renewal: timedelta = timedelta(minutes=10)
 
 
 @dataclass(slots=True)
@@ -68,6 +80,24 @@ class World:
     listeners: list[Listener] = field(default_factory=list)
 
     def tell(self, event: str, **fields: object) -> None:
-        """Pass an event on to whoever listens, such as a terminal; logging is the caller's."""
-        for listener in self.listeners:
-            listener(event, fields)
+        """Pass an event on to whoever listens, such as a terminal; logging is the caller's.
+
+        A listener that fails is told nothing more: no dispatch suffers from who watches it.
+        """
+        for listener in tuple(self.listeners):
+            try:
+                listener(event, fields)
+            except Exception:
+                self.listeners.remove(listener)
+                log.exception("listener.dropped", during=event)
+
+    async def store(self, record: Record) -> None:
+        """Write a record down; a ledger that does not answer delays it. Cancelling gives it up."""
+        while True:
+            try:
+                await self.ledger.update(record.dispatch.id, record)
+            except Unavailable as error:
+                log.warning("ledger.unavailable", error=str(error))
+                await anyio.sleep(STORE_AGAIN_S)
+            else:
+                return

@@ -251,9 +251,10 @@ class Faults:
 class Settings:
     """Everything an operator can set.
 
-    Paths are as they were written: absolute, or relative to the repository. The last three come
-    from the environment alone: `override` outranks the routing table (behaviour G3), `depth` is
-    `CHUMP_DISPATCH_DEPTH` and `fault_inject` `CHUMP_FAULT_INJECT` as found, empty when unset.
+    Paths are as they were written: absolute, or relative to the repository; that of the brief's
+    template is made absolute when settings are loaded. The last three come from the environment
+    alone: `override` outranks the routing table (behaviour G3), `depth` is `CHUMP_DISPATCH_DEPTH`
+    and `fault_inject` `CHUMP_FAULT_INJECT` as found, empty when unset.
     """
 
     max_parallel: int = key(2, _TIMES)

@@ -29,7 +29,7 @@ def secret_values(variables: Mapping[str, str]) -> tuple[str, ...]:
     """
     found: set[str] = set()
     for name, value in variables.items():
-        if _SECRET_NAME.search(name):
+        if _is_secret(name):
             found |= {value, value.strip(), *map(str.strip, value.splitlines())}
         found |= {info.partition(":")[2] or info for info in _USER_INFO.findall(value)}
     return tuple(
@@ -37,17 +37,41 @@ def secret_values(variables: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
+_ASSIGNED = re.compile(
+    r"""(?P<name>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s"'&;]+)""", re.ASCII
+)
+_VARIABLE = re.compile(r"(?P<option>-[^=]*=)?(?P<name>[A-Za-z_]\w*)=.", re.ASCII | re.DOTALL)
+
+
 def masked_arguments(arguments: tuple[str, ...]) -> Iterator[str]:
-    """Yield arguments without the values of options that are named like secrets."""
+    """Yield arguments without the values of options and variables that are named like secrets.
+
+    Variables are found at the beginning of an argument, behind an option, and in what a shell
+    would run: `TOKEN=x`, `--env=TOKEN=x`, `cd there && TOKEN=x agent`.
+    """
     hide = False
     for argument in arguments:
         option, has_value, _ = argument.partition("=")
-        is_secret = option.startswith("-") and bool(_SECRET_NAME.search(option.replace("-", "_")))
+        is_secret = option.startswith("-") and _is_secret(option.replace("-", "_"))
+        variable = _VARIABLE.match(argument)
         if hide and not argument.startswith("--"):
             yield MASK
+        elif is_secret and has_value:
+            yield f"{option}={MASK}"
+        elif variable is not None and _is_secret(variable["name"]):
+            yield argument[: variable.end() - 1] + MASK
         else:
-            yield f"{option}={MASK}" if is_secret and has_value else argument
+            yield _ASSIGNED.sub(_without_value, argument)
         hide = is_secret and not has_value
+
+
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
+
+
+def _without_value(assigned: re.Match[str]) -> str:
+    name = assigned["name"]
+    return f"{name}={MASK}" if _is_secret(name.replace("-", "_")) else assigned[0]
 
 
 def masked(text: str, secrets: Iterable[str] = ()) -> str:

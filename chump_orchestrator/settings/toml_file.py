@@ -42,10 +42,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one file says: checked values, lines from 1 of all its keys, and problems."""
+    """What one file says: checked values, lines from 1 of all its keys, and problems.
+
+    `backends` are the tables of backends that it has, empty ones too.
+    """
 
     values: Mapping[Key, object] = field(default_factory=dict)
     lines: Mapping[Key, int] = field(default_factory=dict)
+    backends: tuple[Key, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     def line_of(self, key: Key) -> int:
@@ -86,14 +90,17 @@ def read(path: Path) -> Found:
     except RecursionError:
         return Found(problems=(Problem((), "nested too deeply to be a settings file"),))
     except ValueError as error:
-        return Found(problems=(_syntax(str(error), text),))
+        return Found(values=_salvaged(text), problems=(_syntax(str(error), text),))
     # The first mention of a table counts, so the later ones are overwritten by it.
-    lines = dict(reversed(list(_lines(text))))
+    lines = dict(reversed(list(_lines(f"{text}\n"))))
     lines = {_canonical(key): line for key, line in lines.items()} | lines
     values: dict[Key, object] = {}
     problems: list[Problem] = []
     _walk((), document, values, problems)
-    found = Found(values, lines)
+    backend = document.get("backend")
+    tables = backend.items() if isinstance(backend, dict) else ()
+    named = tuple(_canonical(("backend", k)) for k, table in tables if isinstance(table, dict))
+    found = Found(values, lines, named)
     return replace(found, problems=tuple(replace(p, line=found.line_of(p.key)) for p in problems))
 
 
@@ -139,6 +146,23 @@ def _syntax(message: str, text: str) -> Problem:
     if place[1] is None:
         return Problem((), f"not valid TOML: {what} at the end of the file", text.count("\n") + 1)
     return Problem((), f"not valid TOML: {what} in column {place[2]}", int(place[1]))
+
+
+SALVAGED: Key = ("state", "dir")
+"""What is still read of a file that is no TOML: where a daemon that runs is found."""
+
+
+def _salvaged(text: str) -> Mapping[Key, object]:
+    """Return what counts of a file in which something else breaks the rules of TOML."""
+    for part in re.split(r"^(?=[ \t]*\[)", text, flags=re.MULTILINE):
+        try:
+            value = tomllib.loads(part)[SALVAGED[0]][SALVAGED[1]]
+            values: dict[Key, object] = {}
+            _keep(SALVAGED, checked(SALVAGED, value), values)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue
+        return values
+    return {}
 
 
 def _walk(

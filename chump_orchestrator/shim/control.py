@@ -41,21 +41,33 @@ class Control:
         self.logs = logs
         self.answer = answer
         self.clients: list[Client] = []
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(SOCKET)
-        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        self._socket.bind(SOCKET)
-        self._socket.listen(MAX_CLIENTS)
-        os.set_blocking(self._socket.fileno(), False)
+        self.farewell: dict[str, object] = {}
+        self._socket, self._place = _listening()
         turns.watch(self._socket.fileno(), READABLE, self._accept)
+
+    def mend(self) -> None:
+        """Listen anew if our name in the folder has gone, or is another's by now."""
+        with contextlib.suppress(OSError):
+            if _identity() == self._place:
+                return
+        with contextlib.suppress(OSError):
+            listening, place = _listening()
+            self.turns.forget(self._socket.fileno())
+            self._socket.close()
+            self._socket, self._place = listening, place
+            self.turns.watch(listening.fileno(), READABLE, self._accept)
 
     def offer(self, stream: str, offset: int, data: bytes) -> None:
         """Pass on what was just added to a log, to everybody who follows it."""
         for client in [client for client in self.clients if client.follows == stream]:
             client.offer(offset, data)
 
-    def finish(self) -> None:
-        """There will be no more: nobody new is let in, and followers are told where it ends."""
+    def finish(self, **farewell: object) -> None:
+        """There will be no more: nobody new is let in, and followers are told where it ends.
+
+        They are told `farewell`, too.
+        """
+        self.farewell = farewell
         self.turns.forget(self._socket.fileno())
         self._socket.close()
         with contextlib.suppress(OSError):
@@ -174,7 +186,7 @@ class Client:
                     return
             if self._ending:
                 self.follows = None
-                self._say({"end": True, "offset": log.end})
+                self._say({"end": True, "offset": log.end, **self._control.farewell})
         try:
             while self._out:
                 self._out = self._out[self._connection.send(self._out) :]
@@ -202,6 +214,26 @@ class Client:
             self._control.clients.remove(self)
         self._control.turns.forget(self._connection.fileno())
         self._connection.close()
+
+
+def _listening() -> tuple[_socket.socket, tuple[int, int]]:
+    """A socket that listens under our name in the working directory, and what that name is."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(SOCKET)
+    listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        listening.bind(SOCKET)
+        listening.listen(MAX_CLIENTS)
+        os.set_blocking(listening.fileno(), False)
+        return listening, _identity()
+    except BaseException:
+        listening.close()
+        raise
+
+
+def _identity() -> tuple[int, int]:
+    found = os.lstat(SOCKET)
+    return found.st_ino, found.st_ctime_ns  # what was deleted leaves its number to the next
 
 
 def _is_ours(connection: _socket.socket) -> bool:

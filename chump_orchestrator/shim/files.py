@@ -5,6 +5,7 @@ file whole or not at all, also after a power failure.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,13 @@ PROTOCOL = 1
 
 SPEC, RUNNING, EXIT = "spec.json", "running.json", "exit.json"
 LOCK, TOMBSTONE, SOCKET = "lock", "tombstone", "ctl.sock"
+
+
+PASSING = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+    | {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR}
+)
+"""What a disk or a machine says that may take again what it refuses now."""
 
 
 class Leave(Exception):
@@ -54,6 +62,21 @@ def write_durably(name: str, content: dict[str, object]) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def make_way(path: str) -> None:
+    """Move aside what stands where a file of ours goes; no matter if that cannot be done.
+
+    An agent may have put it there, or have taken our right to write into the folder.
+    """
+    with contextlib.suppress(OSError):
+        os.chmod(os.path.dirname(path) or ".", 0o700)
+    for place in (path, f"{path}.tmp"):
+        with contextlib.suppress(OSError):
+            if os.path.islink(place):
+                os.unlink(place)
+            elif os.path.isdir(place):
+                os.rename(place, f"{place}.{time.time_ns()}.aside")
 
 
 def slurp(path: str) -> bytes:

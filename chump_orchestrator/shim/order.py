@@ -1,7 +1,6 @@
 """What the daemon orders: the dispatch's `spec.json`, and the secrets that come over a pipe."""
 
 import json
-import math
 import os
 import select
 import signal
@@ -13,6 +12,7 @@ _SECRETS_FD = 0
 _SECRETS_WAIT_S = 10.0
 _SECRETS_LIMIT = 16 * 1024 * 1024
 _MAX_GRACE_S = 86_400.0
+_MAX_S = 10 * 366 * 86_400.0
 
 
 class Order:
@@ -79,11 +79,11 @@ def read_secrets() -> Secrets:
 
 
 def seconds(source: dict[str, object], key: str) -> float:
-    """A number of seconds, finite and not negative; `ValueError` or `TypeError` otherwise."""
+    """A number of seconds, from none to ten years; `ValueError` or `TypeError` otherwise."""
     value = source[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{key}: not a number")
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value <= _MAX_S:  # nor is it NaN
         raise ValueError(f"{key}: not a number of seconds")
     return float(value)
 

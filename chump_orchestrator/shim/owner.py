@@ -16,8 +16,10 @@ from chump_orchestrator.shim.control import Control
 from chump_orchestrator.shim.detaching import detach
 from chump_orchestrator.shim.files import (
     EXIT,
+    PASSING,
     RUNNING,
     Leave,
+    make_way,
     stamp,
     take_lock,
     write_durably,
@@ -38,6 +40,10 @@ _LOOK_AGAIN_S = 0.5
 _DRAIN_S = 2.0
 _FAREWELL_S = 1.0
 _RETRY_S = 1.0
+_TRIES = 3
+"""For a record that no disk is too full for: its folder has gone, say, and comes not back."""
+
+_MEND_S = LONGEST_TURN_S
 _LEFT = 75
 _MAX_INHERITED = 4096
 _DEAF_TO = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -87,11 +93,15 @@ class Owner:
         self._gone = False  # and so is everything that it left, or all that could be killed
         self._survivors = 0
         self._stirred = False  # a child may have ended
+        self._is_termed = False
+        self._running: dict[str, object] = {}
+        self._mend_at = 0.0  # when to see that nobody took our files from the folder
         self._again_at = 0.0  # when to look at, or to kill, the processes once more
         self._kill_until = math.inf
         self._drain_until = math.inf
         self._record_at = 0.0
         self._record: dict[str, object] | None = None
+        self._tries = _TRIES
         self._leave_at = math.inf
 
     def launch(self, secrets: Secrets, umask: int) -> None:
@@ -102,7 +112,8 @@ class Owner:
             child = fork(self._order, secrets, umask)  # s3
             try:
                 running = describe(child.pid, os.getpid())
-                self._write(RUNNING, {**running, "started_at": self._started_at})  # s4
+                self._running = {**running, "started_at": self._started_at}
+                self._write(RUNNING, self._running)  # s4
             except OSError as error:
                 child.abandon()
                 raise Leave(f"cannot write {RUNNING}: {error}") from error
@@ -194,12 +205,16 @@ class Owner:
         self._stirred = True
         with contextlib.suppress(BlockingIOError):
             if signal.SIGTERM in os.read(self._wakes, 4096):
-                self.stop("host")
+                # Somebody who cannot reach the socket says it twice to have it done at once.
+                self.stop("host", at_once=self._is_termed)
+                self._is_termed = True
 
     def _advance(self, now: float) -> None:
         """Do whatever is due by now."""
         for stream in self._streams:
             stream.settle()
+        if now >= self._mend_at and self._leave_at == math.inf:
+            self._mend(now)
         if self._stirred:
             self._stirred = False
             self._again_at = min(self._again_at, now)
@@ -211,6 +226,16 @@ class Owner:
                 self._sweep(self._tree, now)
         if self._gone and now >= self._record_at and self._leave_at == math.inf:
             self._settle(now)
+
+    def _mend(self, now: float) -> None:
+        """Put back what an agent, or a clean-up, has taken from the folder while we live."""
+        self._mend_at = now + _MEND_S
+        if self._control is None:
+            return
+        with contextlib.suppress(OSError):
+            if not os.path.lexists(RUNNING):
+                self._write(RUNNING, self._running)
+        self._control.mend()
 
     def _look(self, now: float) -> None:
         """s7: see whether the agent has ended; bury the orphans that have."""
@@ -275,17 +300,28 @@ class Owner:
         try:
             self._write(EXIT, self._record)
         except OSError as error:
-            # An outcome is never dropped: the lock stays held until the disk takes it.
+            # An outcome is never dropped: the lock stays held until the disk takes it. But a
+            # folder that has gone never will, and nobody could end us.
             with contextlib.suppress(OSError):
                 os.write(2, f"cannot write {EXIT}, will try again: {error}\n".encode())
-            self._record_at = now + _RETRY_S
+            if error.errno not in PASSING:
+                make_way(EXIT)
+                self._tries -= 1
+            if self._tries > 0:
+                self._record_at = now + _RETRY_S
+                return
+            self._take_leave(now, record=self._record)
             return
+        self._take_leave(now)
+
+    def _take_leave(self, now: float, **farewell: object) -> None:
+        """s11: say what there is to say, to whoever listens, and go."""
         self._leave_at = now + _FAREWELL_S
         if self._spawn_error is not None:
             why = self._spawn_error
             _tell({"state": "spawn_failed", "error": str(why), "errno": why.number})
         if self._control is not None:
-            self._control.finish()
+            self._control.finish(**farewell)
 
     def _sum_up(self) -> dict[str, object]:
         """What there is to say about the agent. Reaps it, for only that tells memory and time.

@@ -64,6 +64,7 @@ class Bench:
         self.worktree.mkdir(parents=True)
         self.workspace = Workspace(str(self.worktree), "claude/infra-1", BASE)
         self.asked: list[tuple[str, ...]] = []
+        self.launched: list[str] = []
         self._number = 0
 
     def executor(
@@ -106,6 +107,7 @@ class Bench:
     ) -> tuple[ShimAgent, str]:
         """Launch an agent and give it with its dispatch id."""
         dispatch_id = dispatch_id or self.id()
+        self.launched.append(dispatch_id)
         deadlines = Deadlines(soft=timedelta(minutes=1), grace=timedelta(seconds=grace_s))
         agent = await (executor or self.executor()).launch(
             a_dispatch(dispatch_id, deadlines=deadlines),
@@ -134,12 +136,12 @@ class Bench:
 
     async def clean(self) -> None:
         """End whatever is left, and wait until it has gone."""
-        for folder in [*self.state.glob("d/*")]:
-            for pid in [*self.shims(folder.name), *marked(folder.name)]:
+        for name in {*self.launched, *(folder.name for folder in self.state.glob("d/*"))}:
+            for pid in [*self.shims(name), *marked(name)]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
                     os.kill(pid, signal.SIGKILL)
-            await eventually(partial(self._is_over, folder.name), "the end of a shim")
+            await eventually(partial(self._is_over, name), "the end of a shim")
 
     def _is_over(self, dispatch_id: str) -> bool:
         return not self.shims(dispatch_id) and not marked(dispatch_id)

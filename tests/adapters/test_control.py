@@ -260,20 +260,46 @@ async def is_answered(path: Path) -> bool:
         return False
 
 
-async def test_more_clients_than_are_served_are_closed_unheard(path: Path) -> None:
+async def test_whoever_has_been_silent_for_longest_makes_room(path: Path) -> None:
+    """Connections that say nothing, or half a line, shut nobody out."""
     async with served(path, Daemon()):
         streams = [await anyio.connect_unix(path) for _ in range(MAX_CLIENTS)]
         for stream in streams:
-            await stream.send(b'{"op":"status"}\n')
-            assert json.loads(await stream.receive())["ok"]
-        with pytest.raises(NoDaemon):
-            await ask(path, "status")
+            await stream.send(b'{"op":"sta')
+
+        assert (await ask(path, "status"))["ok"]
+        with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)), anyio.fail_after(5):
+            await streams[0].receive()
+        await streams[-1].send(b'tus"}\n')
+        assert json.loads(await streams[-1].receive())["ok"]
         for stream in streams:
             await stream.aclose()
 
+
+async def test_more_clients_than_are_served_are_closed_unheard(path: Path) -> None:
+    """While all that are served wait for an answer."""
+    daemon = Daemon()
+    answering = anyio.Event()
+
+    async def slowly(reason: str) -> str:
+        await answering.wait()
+        return reason
+
+    daemon.pause = slowly  # type: ignore[method-assign]
+    async with served(path, daemon):
+        streams = [await anyio.connect_unix(path) for _ in range(MAX_CLIENTS)]
+        for stream in streams:
+            await stream.send(b'{"op":"pause"}\n')
         with anyio.fail_after(20):
-            while not await is_answered(path):  # noqa: ASYNC110 - until the closing was seen
+            while await is_answered(path):  # noqa: ASYNC110 - until all are being served
                 await anyio.sleep(0.01)
+
+        answering.set()
+        with anyio.fail_after(20):
+            while not await is_answered(path):  # noqa: ASYNC110 - until that was seen
+                await anyio.sleep(0.01)
+        for stream in streams:
+            await stream.aclose()
 
 
 async def test_nobody_else_can_reach_the_socket(path: Path) -> None:

@@ -360,6 +360,15 @@ async def test_a_full_disk_delays_the_row(inherited: Files) -> None:
     assert inherited.counts() == (4, 3, 2)
 
 
+async def test_a_number_that_no_column_holds_is_cut(files: Files) -> None:
+    """Control: it ended the daemon at every start."""
+    async with files.journal() as journal:
+        await journal.record(replace(KILLED, pull_number=10**30))
+
+    [[number]] = rows(files.routing, "SELECT pr_number FROM routing_outcomes")
+    assert number == 2**63 - 1
+
+
 async def test_a_damaged_database_is_named_and_left_as_it_is(files: Files) -> None:
     """Behaviour R6; fault 48."""
     files.reflections.parent.mkdir()

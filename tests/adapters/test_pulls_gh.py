@@ -12,7 +12,7 @@ import pytest
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.pulls_gh import GhPulls
 from chump_orchestrator.adapters.pulls_graphql import Repository, repository_at, repository_named
-from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
+from chump_orchestrator.core.errors import ConfigError, MissingProgram, Refused, Unavailable
 from chump_orchestrator.core.outcome import Checks, PullRequest, PullState
 from tests.adapters.a_repository import ARepository
 from tests.adapters.fake_gh import FakeGh
@@ -196,6 +196,41 @@ async def test_a_gh_that_is_not_installed_is_refused(repository_only: ARepositor
 
     with pytest.raises(Refused, match="gh was not found; install it"):
         await pulls.look([repository_only.watch(BRANCH)])
+
+
+async def test_before_anything_is_dispatched_a_missing_gh_is_told(
+    repository_only: ARepository,
+) -> None:
+    env = {"PATH": "/nowhere", "GH_REPO": "acme/anvil"}
+    git = Git(repository_only.root, repository_only.env)
+    pulls = GhPulls(git=git, env=env, clock=repository_only.clock)
+
+    with pytest.raises(ConfigError, match="no gh on the PATH; install it") as caught:
+        await pulls.check()
+    assert isinstance(caught.value.__cause__, MissingProgram)
+
+
+async def test_before_anything_is_dispatched_a_remote_that_is_no_github_is_told(
+    tmp_path: Path,
+) -> None:
+    """Control: agents used to be launched first, and then left behind."""
+    world = World(tmp_path, {"GH_REPO": ""})
+
+    with pytest.raises(ConfigError, match=r"names no repository on a GitHub; set GH_REPO"):
+        await world.pulls.check()
+    world.repository.git("remote", "set-url", "origin", "git@github.com:acme/anvil.git")
+    await world.pulls.check()
+
+    assert world.forge.calls == []
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**31, 10**30])
+async def test_a_number_that_no_request_has_is_no_news(world: World, number: int) -> None:
+    """Control: a large one could not be written down, and ended the daemon at every start."""
+    world.opened(number)
+
+    with pytest.raises(Unavailable, match="and number"):
+        await world.look()
 
 
 @pytest.fixture

@@ -431,3 +431,17 @@ async def test_old_sightings_that_nobody_asks_about_are_let_go(repository: ARepo
 
     left = repository.git("for-each-ref", "--format=%(refname)", "refs/chump/seen")
     assert left == "refs/chump/seen/claude-gap-1"
+
+
+async def test_before_anything_is_dispatched_a_base_on_no_usable_remote_is_told(
+    repository: ARepository,
+) -> None:
+    pulls = pulls_of(repository)
+    await pulls.check()
+    await pulls_of(repository, base_ref="main").check()
+
+    with pytest.raises(ConfigError, match="begins with a dash"):
+        await pulls_of(repository, base_ref="-main").check()
+    repository.git("config", "--unset", "remote.origin.url")
+    with pytest.raises(ConfigError, match=r"remote origin has no URL; run"):
+        await pulls.check()

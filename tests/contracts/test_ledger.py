@@ -383,7 +383,7 @@ async def test_the_latest_come_first_of_one_gap_or_of_all(opened: Open) -> None:
         (LOST, History(failures=1, refusals=0, sessions=1)),
         (NOT_SPAWNED, History(failures=1, refusals=0, sessions=0)),
         (REFUSED, History(failures=0, refusals=1, sessions=0)),
-        (CANCELLED, History(failures=0, refusals=0, sessions=1)),
+        (CANCELLED, History(failures=0, refusals=0, sessions=0)),
         (SHIPPED, History(failures=0, refusals=0, sessions=1)),
     ],
 )
@@ -394,6 +394,15 @@ async def test_what_counts_against_a_gap(opened: Open, outcome: Outcome, counted
 
         assert await ledger.history("INFRA-1") == counted
         assert await ledger.history("INFRA-2") == History(0, 0, 0)
+
+
+async def test_a_failure_that_is_excused_does_not_count(opened: Open) -> None:
+    """Behaviour A4: a missing program is no fault of the gap's."""
+    async with opened() as ledger:
+        excused = replace(a_settlement(NOT_SPAWNED), excused=True)
+        await attempt(ledger, "infra-1-a", excused)
+
+        assert await ledger.history("INFRA-1") == History(0, 0, 0)
 
 
 async def test_a_running_agent_is_a_session_already(opened: Open) -> None:

@@ -165,6 +165,12 @@ async def one_look(driver: Driver, branch: str = "claude/gap-1") -> PullRequest:
     return answer[branch]
 
 
+async def test_it_can_be_seen_beforehand_that_it_can_be_asked(driver: Driver) -> None:
+    await driver.pulls.check()
+
+    assert driver.questions() == 0
+
+
 async def test_a_branch_that_was_not_pushed_has_none(driver: Driver) -> None:
     driver.repository.worktree("claude/gap-1")
 

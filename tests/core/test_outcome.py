@@ -483,6 +483,19 @@ def test_a_merged_request_always_ends_shipped_once_the_agent_is_gone(
     assert judge(merged, deadlines) == settled(OutcomeKind.SHIPPED, "pull request 412 merged")
 
 
+def test_what_we_stopped_ourselves_is_not_lost() -> None:
+    """Its files may have gone; who stopped it is known all the same."""
+    gone = Exit(lost="the files of the dispatch have gone", clean=False)
+    stopped = replace(gone, stopped_by=str(StopReason.TEARDOWN))
+
+    assert judge(after(gone, ZERO, NONE, ZERO), HOUR) == settled(
+        OutcomeKind.LOST, gone.lost, Cause.LOST
+    )
+    assert judge(after(stopped, ZERO, NONE, ZERO), HOUR) == settled(
+        OutcomeKind.CANCELLED, "stopped with the orchestrator"
+    )
+
+
 @given(observations(), DEADLINES)
 def test_only_a_merged_request_is_shipped(seen: Observation, deadlines: Deadlines) -> None:
     """Behaviour P4: success is evidence, never an exit code."""

@@ -112,6 +112,8 @@ class ScriptedExecutor:
         self.clock = clock
         self.agents: dict[str, ScriptedAgent] = {}
         self.launched: list[str] = []
+        self.discarded: list[str] = []
+        self.unreachable = ""
         self.on_launch: Callable[[Dispatch, ScriptedAgent], None] = lambda _d, _a: None
 
     async def launch(
@@ -124,13 +126,15 @@ class ScriptedExecutor:
         return agent
 
     async def attach(self, dispatch_id: str) -> ScriptedAgent | None:
+        if self.unreachable:
+            raise Unavailable(self.unreachable)
         return next((a for a in self.agents.values() if a.id == dispatch_id), None)
 
     async def known(self) -> tuple[str, ...]:
         return tuple(agent.id for agent in self.agents.values())
 
     async def discard(self, dispatch_id: str) -> None:
-        """Nothing lies anywhere."""
+        self.discarded.append(dispatch_id)
 
 
 class ScriptedPulls:
@@ -141,6 +145,9 @@ class ScriptedPulls:
         self.states: dict[str, tuple[PullState, int | None]] = {}
         self.is_silent = False
         self.looks = 0
+
+    async def check(self) -> None:
+        """It can always be asked."""
 
     async def look(self, watches: Sequence[Watch]) -> Mapping[str, PullRequest]:
         self.looks += 1
@@ -168,6 +175,7 @@ class ScriptedWorktrees:
     failing: str = ""
     base_failing: str = ""
     short: str = ""
+    swept: int = 0
 
     async def heal(self) -> tuple[str, ...]:
         return ()
@@ -192,6 +200,10 @@ class ScriptedWorktrees:
     async def remove(self, workspace: Workspace, dispatch_id: str) -> Removal:
         self.there.discard(workspace.path.removeprefix("/w/"))
         return Removal(removed=True)
+
+    async def sweep_kept(self) -> tuple[str, ...]:
+        self.swept += 1
+        return ()
 
     async def shortage(self) -> str:
         return self.short

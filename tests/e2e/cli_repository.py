@@ -109,10 +109,13 @@ class Repository:
         return anyio.run(inside)
 
     @contextmanager
-    def daemon(self, operations: Operations) -> Iterator[None]:
-        """Have `operations` answer at the control socket, in a thread of their own."""
+    def daemon(self, operations: Operations, state: Path | None = None) -> Iterator[None]:
+        """Have `operations` answer at the control socket, in a thread of their own.
+
+        `state` is the state folder, by default the usual one.
+        """
         with anyio.from_thread.start_blocking_portal() as portal:
-            serving = partial(serve, self.state / "control.sock", operations)
+            serving = partial(serve, (state or self.state) / "control.sock", operations)
             task, _ = portal.start_task(_started(serving))
             yield
             task.cancel()
@@ -140,14 +143,15 @@ async def ended(
     outcome: Outcome | None = None,
     *,
     attempt: int = 1,
+    after: timedelta = timedelta(seconds=60),
 ) -> str:
-    """Add a dispatch of `gap` that ran for a minute; return its id."""
+    """Add a dispatch of `gap` that was over `after` some time; return its id."""
     dispatch = await running(ledger, gap, attempt=attempt)
     await ledger.settle(
         dispatch,
         Settlement(
             outcome or Outcome(OutcomeKind.KILLED, "exit code 7"),
-            NOW + timedelta(seconds=60),
+            NOW + after,
             None,
             None,
             progress=False,

@@ -13,8 +13,8 @@ from chump_orchestrator import __version__
 from chump_orchestrator.cli.client import NotRunning
 from chump_orchestrator.cli.exits import NotAuthorised, told
 from chump_orchestrator.cli.root import COMMANDS, cli
-from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
-from tests.e2e.cli_repository import Repository
+from chump_orchestrator.core.errors import ConfigError, MissingProgram, Refused, Unavailable
+from tests.e2e.cli_repository import BACKLOG, Repository
 
 
 def raising(error: BaseException) -> Callable[[], object]:
@@ -25,7 +25,7 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 
 def a_missing_program() -> BaseException:
-    error = Refused("git was not found; install it, or correct PATH")
+    error = MissingProgram("git was not found; install it, or correct PATH")
     error.__cause__ = FileNotFoundError("git")
     outer = ConfigError(str(error))
     outer.__cause__ = error
@@ -33,7 +33,7 @@ def a_missing_program() -> BaseException:
 
 
 def a_missing_file() -> BaseException:
-    error = Refused("docs/gaps.yaml is not there")
+    error = Refused("docs/gaps.yaml is not there; install it")
     error.__cause__ = FileNotFoundError("docs/gaps.yaml")
     return error
 
@@ -48,6 +48,13 @@ def a_missing_file() -> BaseException:
         (NotAuthorised("somebody else's"), 77, "x: somebody else's"),
         (a_missing_program(), 69, "x: git was not found"),
         (a_missing_file(), 1, "x: docs/gaps.yaml"),
+        (PermissionError(13, "x", "/a/b"), 78, "x: /a/b: Permission denied; give yourself"),
+        (FileExistsError(17, "x", "/a/b"), 78, "x: /a/b: File exists; something else is in"),
+        (OSError(28, "x", "/a/b"), 1, "x: /a/b: No space left on device; make room"),
+        (OSError(28, "x"), 1, "x: standard output: No space left on device; make room"),
+        (OSError(9, "x"), 70, "x: a bug: OSError"),
+        (BrokenPipeError(32, "x"), 1, "x: standard output: Broken pipe"),
+        (Refused("a\x1b[2Jb"), 1, "x: a[2Jb"),
         (KeyError("oops"), 70, "x: a bug: KeyError: 'oops' (--debug"),
         (KeyboardInterrupt(), 130, ""),
         (click.Abort(), 130, ""),
@@ -99,7 +106,17 @@ def test_a_number_that_a_command_returns_is_its_code(number: int) -> None:
         ("plan", "--explode"),
         ("why",),
         ("history", "--limit", "0"),
+        ("history", "--gap", "../etc"),
+        ("history", "--gap", ""),
         ("logs", "DEMO-1", "--stream", "stdin"),
+        ("logs", "\x1b[2J"),
+        ("plan", "--max-parallel", "0"),
+        ("plan", "--max-parallel", "1001"),
+        ("plan", "--backlog", ""),
+        ("backlog", "check", "--backlog", ""),
+        ("plan", "--repo-root", ""),
+        ("--backlog", ""),
+        ("--max-parallel", "0"),
         ("run", "--gap", "../etc"),
         ("run", "--until", "25:00"),
         ("run", "--until", "noon"),
@@ -160,6 +177,29 @@ def test_every_command_takes_a_repository(repository: Repository) -> None:
         members = command.commands.values() if isinstance(command, click.Group) else [command]
         for member in members:
             assert "--repo-root" in {o for p in member.params for o in p.opts}, member.name
+
+
+@pytest.mark.parametrize("words", [("config", "show"), ("config", "path"), ("backlog", "check")])
+def test_a_repository_goes_before_and_behind_and_in_between(
+    repository: Repository,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, str],
+) -> None:
+    """Behaviour C1."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    group, command = words
+    root = ("--repo-root", str(repository.root))
+
+    ways = [
+        repository.say(*root, group, command),
+        repository.say(group, *root, command),
+        repository.say(group, command, *root),
+    ]
+
+    assert [said.code for said in ways] == [0, 0, 0]
+    assert ways[0] == ways[1] == ways[2]
+    assert repository.say(group, command).code == 78
 
 
 def test_the_reference_tells_of_every_command_and_option() -> None:
@@ -237,3 +277,160 @@ def test_text_that_the_terminal_cannot_show_is_no_error(repository: Repository) 
 
     assert process.returncode == 0
     assert "all ?" in out
+
+
+def without_a_reader() -> int:
+    """Return the end of a pipe whose other end is closed already."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--help",), 0),
+        (("--version",), 0),
+        (("plan",), 0),
+        (("plan", "--json"), 0),
+        (("plan", "--help"), 0),
+        (("config", "show"), 0),
+        (("why", "DEMO-1"), 0),
+        ((), 0),
+        (("status",), 3),
+        (("status", "--json"), 3),
+        (("backlog", "check"), 1),
+        (("explode",), 2),
+    ],
+)
+def test_nobody_reading_changes_nothing_about_how_it_ends(
+    repository: Repository, arguments: tuple[str, ...], code: int
+) -> None:
+    """Behaviour C3."""
+    repository.write("docs/gaps.yaml", BACKLOG + "  - {id: ../etc}\n")
+    pipe = without_a_reader()
+
+    with repository.start(*arguments, stdout=pipe, stderr=subprocess.PIPE) as process:
+        os.close(pipe)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+    assert "a bug" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("plan",), 0), (("status",), 3), (("explode",), 2), (("why", "A-1"), 1)],
+)
+def test_nobody_listening_to_the_talk_changes_nothing_either(
+    repository: Repository, arguments: tuple[str, ...], code: int
+) -> None:
+    pipe = without_a_reader()
+
+    with repository.start(*arguments, stdout=subprocess.PIPE, stderr=pipe) as process:
+        os.close(pipe)
+        out, _ = process.communicate(timeout=60)
+
+    assert process.returncode == code
+    assert bool(out) == (code in (0, 3))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("arguments", [("plan",), ("config", "show"), ("--help",), ("status",)])
+def test_output_that_cannot_be_written_is_a_failure_and_no_bug(
+    repository: Repository, arguments: tuple[str, ...]
+) -> None:
+    """Behaviour C3."""
+    with (
+        Path("/dev/full").open("w") as full,
+        repository.start(*arguments, stdout=full, stderr=subprocess.PIPE) as process,
+    ):
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert err.splitlines()[-1].endswith("standard output: No space left on device; make room")
+    assert "bug" not in err
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("plan", 0), ("status", 3), ("init", 0), ("pause", 0), ("explode", 2)]
+)
+def test_closed_streams_are_no_bug(
+    repository: Repository, closed: str, arguments: str, code: int
+) -> None:
+    script = f'exec "$0" -m chump_orchestrator {arguments} {closed}'
+
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable],
+        cwd=repository.root,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == code, done.stderr
+    assert "bug" not in done.stderr
+
+
+def test_a_current_directory_that_is_gone_is_told_and_can_be_done_without(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = repository.root / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    said = repository.say("plan")
+    relative = repository.say("plan", "--backlog", "x.yaml", "--repo-root", str(repository.root))
+
+    assert (said.code, relative.code) == (78, 78)
+    assert "the current directory cannot be had" in said.err
+    assert "the current directory cannot be had" in relative.err
+    assert repository.say("plan", "--repo-root", str(repository.root)).code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [("pause",), ("release", "DEMO-1"), ("init", "--yes"), ("retry", "DEMO-1")]
+)
+def test_a_folder_in_whose_place_something_else_is_needs_the_operator(
+    repository: Repository, arguments: tuple[str, ...]
+) -> None:
+    """Behaviour C3."""
+    (repository.root / ".chump").symlink_to("nowhere")
+
+    said = repository.say(*arguments)
+
+    assert (said.code, said.out) == (78, "")
+    assert ".chump" in said.err
+    assert "bug" not in said.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("arguments", [("pause",), ("init", "--yes")])
+def test_a_repository_that_cannot_be_written_needs_the_operator(
+    repository: Repository, arguments: tuple[str, ...]
+) -> None:
+    """Behaviour C3."""
+    repository.root.chmod(0o555)
+    try:
+        said = repository.say(*arguments)
+    finally:
+        repository.root.chmod(0o755)
+
+    assert (said.code, said.out) == (78, "")
+    assert "Permission denied" in said.err
+
+
+def test_a_git_that_is_not_there_is_a_missing_program(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behaviour C3."""
+    monkeypatch.setenv("PATH", str(repository.root))
+
+    said = repository.say("plan")
+
+    assert (said.code, said.out) == (69, "")
+    assert "install it" in said.err

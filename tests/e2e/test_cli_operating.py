@@ -1,11 +1,14 @@
 """Commands around dispatches: status, history, logs, and those that change what happens."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -14,16 +17,17 @@ from typing import Any
 import pytest
 
 from chump_orchestrator import config, wiring
+from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.cli import act
 from chump_orchestrator.cli.logs import Reader
 from chump_orchestrator.cli.run import next_time
 from chump_orchestrator.core.brakes import Fuse
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.errors import Refused
-from chump_orchestrator.core.outcome import Outcome, OutcomeKind
-from chump_orchestrator.core.records import Parked, Pause
+from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind
+from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record
 from chump_orchestrator.shim.logs import StreamLog
-from tests.builders import NOW
+from tests.builders import NOW, a_dispatch, a_gap
 from tests.e2e.cli_repository import Repository, ended, running
 
 DISPATCH = {
@@ -106,7 +110,7 @@ def test_status_tells_what_the_daemon_says(repository: Repository) -> None:
     }
     first, slots, _, _, row = said.out.splitlines()
     assert first == "draining, pid 7, since 2026-04-27T12:00:00Z"
-    assert slots == "1 of 2 slots used, 3 gaps ready"
+    assert slots == "1 of 2 slots used, 3 gaps ready, 1 overdue"
     assert " ".join(row.split()) == (
         "DEMO-1 1 running claude 1h 01m late 20m 00s 12s #412 open, checks failing 4711"
     )
@@ -114,10 +118,11 @@ def test_status_tells_what_the_daemon_says(repository: Repository) -> None:
 
 def test_status_without_a_daemon_reads_the_ledger(repository: Repository) -> None:
     """Behaviour C7: daemon null, exit 3."""
-    repository.in_ledger(running)
+    dispatch_id = repository.in_ledger(working)
     repository.in_ledger(lambda ledger: ledger.park(Parked("DEMO-4", "enough", "x", NOW)))
 
-    said = repository.say("status", "--json")
+    with its_shim(repository, dispatch_id):
+        said = repository.say("status", "--json")
 
     document = said.json()
     (dispatch,) = document["dispatches"]
@@ -127,10 +132,129 @@ def test_status_without_a_daemon_reads_the_ledger(repository: Repository) -> Non
     assert document["parked"] == [
         {"gap": "DEMO-4", "reason": "enough", "since": "2026-04-27T12:00:00Z", "until": None}
     ]
-    assert dispatch.keys() == DISPATCH.keys()
+    assert (document["settled"], document["pause"]) == ({}, None)
+    assert dispatch.keys() == DISPATCH.keys() | {"last_line"}
+    assert dispatch["state"] == "running"
     assert (dispatch["id"], dispatch["gap"], dispatch["pid"]) == ("demo-1-x-1", "DEMO-1", 4711)
     assert dispatch["overdue"] is True
     assert repository.say("status").code == 3
+
+
+async def working(ledger: SqliteLedger) -> str:
+    """Add a dispatch of DEMO-1 whose agent runs as far as the ledger knows; return its id."""
+    dispatch = a_dispatch("demo-1-x-1", gap=a_gap("DEMO-1"))
+    await ledger.add(dispatch)
+    record = Record(dispatch, DispatchState.RUNNING, pid=4711, launched_at=NOW)
+    await ledger.update(dispatch.id, record)
+    return dispatch.id
+
+
+@contextmanager
+def its_shim(repository: Repository, dispatch: str) -> Iterator[Path]:
+    """Hold what a shim holds for as long as it lives; give the folder of the dispatch."""
+    folder = repository.state / "d" / dispatch
+    folder.mkdir(parents=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+@pytest.mark.parametrize("left", ["nothing", "a lock", "a record", "rubbish"])
+def test_an_agent_that_ended_while_no_daemon_looked_is_not_shown_as_alive(
+    repository: Repository, left: str
+) -> None:
+    dispatch = repository.in_ledger(working)
+    if left != "nothing":
+        with its_shim(repository, dispatch) as folder:
+            text = '{"active_s": 59.0}' if left == "a record" else "["
+            (folder / ("other.json" if left == "a lock" else "exit.json")).write_text(text)
+
+    said = repository.say("status", "--json")
+
+    (found,) = said.json()["dispatches"]
+    assert (found["state"], found["pid"]) == ("exited", None)
+    assert (found["elapsed_s"] == 59.0) is (left == "a record")
+    assert found["overdue"] is (left != "a record")
+
+
+def test_an_agent_that_has_ended_took_the_time_that_it_took(repository: Repository) -> None:
+    """Behaviour C6: an ended agent is neither alive nor overdue since."""
+
+    async def exited(ledger: SqliteLedger) -> None:
+        dispatch = await working(ledger)
+        (record,) = await ledger.records(active=True)
+        exit_ = Exit(code=0, active=timedelta(seconds=59))
+        await ledger.update(dispatch, replace(record, state=DispatchState.EXITED, exit=exit_))
+
+    repository.in_ledger(exited)
+
+    (found,) = repository.say("status", "--json").json()["dispatches"]
+
+    assert (found["state"], found["pid"]) == ("exited", None)
+    assert (found["elapsed_s"], found["overdue"]) == (59.0, False)
+
+
+TYPO = "max_parallel = 'many'\n[state]\ndir = 'elsewhere'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said_by_it"),
+    [
+        (("status",), "draining, pid 7"),
+        (("stop", "DEMO-1"), "done: stop"),
+        (("drain",), "done: drain"),
+        (("pause",), "done: pause"),
+        (("resume",), "done: resume"),
+        (("retry", "DEMO-1"), "done: retry"),
+        (("release", "DEMO-1"), "done: release"),
+    ],
+)
+@pytest.mark.parametrize("text", [TYPO, TYPO + "[pick"])
+def test_a_typo_in_the_settings_takes_no_command_away_from_a_daemon_that_runs(
+    repository: Repository, arguments: tuple[str, ...], said_by_it: str, text: str
+) -> None:
+    """Behaviour C7: the daemon goes on with what it loaded, and can be told to end."""
+    path = repository.write(".chump/orchestrator.toml", text)
+
+    with repository.daemon(Daemon(), repository.root / "elsewhere"):
+        said = repository.say(*arguments)
+    without = repository.say(*arguments)
+
+    assert (said.code, said.out.startswith(said_by_it)) == (0, True), said
+    assert str(path) in said.err
+    assert all(line.startswith("note: ") for line in said.err.splitlines())
+    assert (without.code, without.out) == (78, "")
+    assert str(path) in without.err
+
+
+def test_a_reload_of_settings_with_a_typo_fails_with_what_the_daemon_says(
+    repository: Repository,
+) -> None:
+    class Strict(Daemon):
+        async def reload(self) -> str:
+            raise Refused("a.toml:1: max_parallel: wrong")
+
+    repository.write(".chump/orchestrator.toml", TYPO)
+
+    with repository.daemon(Strict(), repository.root / "elsewhere"):
+        said = repository.say("reload")
+
+    assert (said.code, said.out) == (1, "")
+    assert said.err == "chump-orchestrator: a.toml:1: max_parallel: wrong\n"
+
+
+def test_logs_are_shown_whatever_is_wrong_with_the_settings(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatch = repository.in_ledger(ended)
+    log_of(repository, dispatch, monkeypatch)
+    StreamLog("stdout", 1000, 4000).append(b"only this\n")
+    repository.write(".chump/orchestrator.toml", "max_parallel = 'many'")
+
+    said = repository.say("logs", "DEMO-1", "--stream", "stdout")
+
+    assert (said.code, said.out) == (0, "only this\n")
+    assert "max_parallel" in said.err
 
 
 def test_status_survives_a_backlog_that_cannot_be_read(repository: Repository) -> None:
@@ -193,7 +317,7 @@ def test_some_commands_need_a_daemon(repository: Repository, arguments: tuple[st
     assert "no daemon runs" in said.err
 
 
-@pytest.mark.parametrize("command", ["stop", "retry", "release"])
+@pytest.mark.parametrize("command", ["stop", "retry", "release", "logs"])
 def test_what_is_no_gap_id_is_a_slip_of_the_pen(repository: Repository, command: str) -> None:
     said = repository.say(command, "../etc")
 
@@ -340,6 +464,36 @@ def test_history_may_be_of_one_gap_and_short(repository: Repository) -> None:
     assert [one["attempt"] for one in of_gap] == [3, 2, 1]
     assert [one["gap"] for one in short] == ["DEMO-4", "DEMO-1"]
     assert table[1].split()[:3] == ["DEMO-4", "1", "killed"]
+
+
+def test_history_goes_by_the_end_and_not_by_the_beginning(repository: Repository) -> None:
+    """Behaviour C6: newest first; a request may be merged long after others have ended."""
+
+    async def three(ledger: SqliteLedger) -> None:
+        for number, minutes in ((1, 90), (4, 5), (5, 7)):
+            await ended(ledger, f"DEMO-{number}", after=timedelta(minutes=minutes))
+
+    repository.in_ledger(three)
+
+    whole = repository.say("history", "--json").json()["dispatches"]
+    short = repository.say("history", "--limit", "1", "--json").json()["dispatches"]
+
+    assert [one["gap"] for one in whole] == ["DEMO-1", "DEMO-5", "DEMO-4"]
+    assert [one["gap"] for one in short] == ["DEMO-1"]
+
+
+def test_an_empty_history_says_why_it_is(repository: Repository) -> None:
+    before = repository.say("history")
+    repository.in_ledger(lambda ledger: running(ledger, "DEMO-1"))
+    meanwhile = repository.say("history")
+    of_it = repository.say("history", "--gap", "DEMO-1")
+    repository.in_ledger(lambda ledger: ended(ledger, "DEMO-4"))
+    of_another = repository.say("history", "--gap", "DEMO-5")
+
+    assert before.err == "nothing has been dispatched here yet\n"
+    assert meanwhile.err == "no dispatch has ended here yet; 1 under way, see status\n"
+    assert of_it.err == "no dispatch of DEMO-1 has ended here yet; 1 under way, see status\n"
+    assert of_another.err == "DEMO-5 has not been dispatched here\n"
 
 
 def log_of(repository: Repository, dispatch: str, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind
+from chump_orchestrator.core.records import Pause
 from tests.backlog_fixture import backlog
+from tests.builders import NOW
 from tests.e2e.cli_repository import Repository, a_quiet_log, ended, running
 
 
@@ -321,3 +324,46 @@ def test_titles_cannot_steer_a_terminal(repository: Repository) -> None:
     )
 
     assert "\x1b" not in repository.say().out + repository.say("plan").out
+
+
+def test_texts_of_the_backlog_forge_no_lines(repository: Repository) -> None:
+    """Promise I7: what the backlog says stays where it is told."""
+    repository.write(
+        "docs/gaps.yaml",
+        "gaps:\n"
+        '- {id: A-1, status: open, priority: P1, effort: xs, title: "t\\nFORGED \\e[2J"}\n'
+        '- {id: A-2, status: open, priority: P1, depends_on: ["X\\nFORGED: done \\e[2J"]}\n'
+        '- {id: "A-3\\nFORGED", status: open}\n',
+    )
+    repository.in_ledger(lambda ledger: ledger.set_pause(Pause("you", "x\nFORGED", NOW)))
+
+    for arguments in (
+        ("why", "A-1"),
+        ("why", "A-2"),
+        ("plan", "--explain"),
+        ("backlog", "check"),
+        ("status",),
+        (),
+    ):
+        said = repository.say(*arguments)
+        lines = (said.out + said.err).splitlines()
+        assert not [line for line in lines if line.startswith("FORGED")], arguments
+        assert "\x1b" not in said.out + said.err, arguments
+    assert "FORGED" in repository.say("why", "A-2").out
+
+
+def test_a_dry_run_without_a_free_slot_says_so(repository: Repository) -> None:
+    """Behaviour C2."""
+
+    async def two(ledger: SqliteLedger) -> None:
+        await running(ledger, "DEMO-4")
+        await running(ledger, "DEMO-5")
+
+    repository.in_ledger(two)
+    full = repository.say()
+    repository.write("docs/gaps.yaml", "gaps: []")
+    empty = repository.say()
+
+    assert (full.code, full.out, empty.code, empty.out) == (0, "", 0, "")
+    assert "no slot is free" in full.err
+    assert "no open gap is eligible" in empty.err

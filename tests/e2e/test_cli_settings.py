@@ -42,6 +42,20 @@ def test_a_routing_table_that_is_malformed_is_an_error(repository: Repository) -
     assert "routing.yaml" in said.err
 
 
+def test_errors_of_settings_and_of_the_routing_table_are_told_at_once(
+    repository: Repository,
+) -> None:
+    """Behaviour C4."""
+    repository.write("docs/dispatch/routing.yaml", "routes: 7\n")
+    repository.write(FILE, "max_parallel = 'many'\n")
+
+    said = repository.say("config", "check")
+
+    assert said.code == 78
+    assert "max_parallel" in said.err
+    assert "routing.yaml" in said.err
+
+
 def test_show_tells_where_a_value_comes_from(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +80,17 @@ def test_show_masks_secrets(repository: Repository, monkeypatch: pytest.MonkeyPa
 
     assert "hush" not in said.out
     assert "***" in said.out
+
+
+def test_show_masks_what_an_argument_hands_to_an_agent(repository: Repository) -> None:
+    """Behaviour C4."""
+    repository.write(FILE, '[backend.custom]\nargv = ["env", "OPENAI_API_KEY=supersecret", "a"]\n')
+
+    table = repository.say("config", "show").out
+    document = repository.say("config", "show", "--json").out
+
+    assert "supersecret" not in table + document
+    assert "OPENAI_API_KEY=***" in table
 
 
 def test_path_names_both_files(repository: Repository) -> None:
@@ -141,3 +166,83 @@ def test_init_does_not_overrule_a_no_that_somebody_wrote(repository: Repository)
     assert said.code == 78
     assert f"{path}:1" in said.err
     assert path.read_text() == "consent = false\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"# mine\nmax_parallel = 7\n", b"consent = true\n# mine\nmax_parallel = 7\n"),
+        (b"max_parallel = 7\r\n[pick]\r\n", b"consent = true\r\nmax_parallel = 7\r\n[pick]\r\n"),
+        (
+            b"\xef\xbb\xbfmax_parallel = 7\n",
+            b"\xef\xbb\xbfconsent = true\nmax_parallel = 7\n",
+        ),
+        (b"# \xc3\xa4\n[pick]\nkind = 'any'", b"consent = true\n# \xc3\xa4\n[pick]\nkind = 'any'"),
+        (b"", b"consent = true\n"),
+        (
+            b"max_parallel = 7\r\n# consent = false\r\n[pick]\r\n",
+            b"max_parallel = 7\r\nconsent = true\r\n[pick]\r\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_init_adds_consent_to_a_file_and_leaves_every_other_byte_and_its_mode(
+    repository: Repository, before: bytes, after: bytes, mode: int
+) -> None:
+    path = repository.write(FILE, "")
+    path.write_bytes(before)
+    path.chmod(mode)
+
+    said = repository.say("init", "--yes")
+
+    assert said.code == 0
+    assert path.read_bytes() == after
+    assert path.stat().st_mode & 0o7777 == mode
+    assert config.load(repository.root).settings.consent is True
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_init_says_consent_once_in_a_file_of_its_own(repository: Repository) -> None:
+    repository.say("init")
+    repository.say("init", "--yes")
+
+    text = (repository.root / FILE).read_text()
+    assert [line for line in text.splitlines() if "consent" in line] == ["consent = true"]
+
+
+def test_init_does_not_put_consent_where_it_would_mean_something_else(
+    repository: Repository,
+) -> None:
+    text = "[pick]\nkind = 'any'\n# consent = false\n"
+    path = repository.write(FILE, text)
+
+    said = repository.say("init", "--yes")
+
+    assert said.code == 0
+    assert path.read_text() == f"consent = true\n{text}"
+
+
+def test_init_writes_to_where_a_link_leads(
+    repository: Repository, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    kept = tmp_path_factory.mktemp("dotfiles") / "chump.toml"
+    kept.write_text("max_parallel = 7\n")
+    path = repository.root / FILE
+    path.parent.mkdir()
+    path.symlink_to(kept)
+
+    said = repository.say("init", "--yes")
+
+    assert said.code == 0
+    assert path.is_symlink()
+    assert kept.read_text() == "consent = true\nmax_parallel = 7\n"
+
+
+def test_what_init_writes_refers_to_nothing_that_the_repository_does_not_have(
+    repository: Repository,
+) -> None:
+    repository.say("init")
+
+    text = (repository.root / FILE).read_text()
+    assert "docs/reference" not in text
+    assert "chump-orchestrator config show" in text

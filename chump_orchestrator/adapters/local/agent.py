@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from chump_orchestrator.adapters.local.files import read_log
+from chump_orchestrator.adapters.local.numbers import seconds, whole
 from chump_orchestrator.adapters.local.output import Output
-from chump_orchestrator.adapters.local.remains import Found, Stage, instant, is_held, look
+from chump_orchestrator.adapters.local.remains import (
+    UNREADABLE,
+    Found,
+    Stage,
+    instant,
+    is_held,
+    look,
+    sweep,
+)
+from chump_orchestrator.adapters.local.shims import end_shim, kill_shim, shims_of, wake_shim
 from chump_orchestrator.adapters.local.wire import ask, listen
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Exit, StopReason
@@ -21,7 +33,22 @@ from chump_orchestrator.core.ports import Clock
 _STREAMS = ("stdout", "stderr")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.05
 _RECONNECT_S = 1.0
+_ADRIFT_S = 1.0
+"""Between two looks at all processes, which cost more than a look at a lock."""
+
+_LISTEN_ON_S = 5.0
+"""How long the last words of a shim that has gone may take."""
+
+_TWICE_S = 0.2
+"""Between two signals of one kind, which become one when they come too close."""
+
+LAST_RESORT_S = 5.0
+"""How long a shim that cannot be asked may take to kill its agent before it is killed itself."""
+
+_CODES, _SIGNALS = 255, 255
 _GONE = "the files of the dispatch have gone"
+
+log = structlog.get_logger()
 
 
 class ShimAgent:
@@ -47,6 +74,8 @@ class ShimAgent:
         self._output = Output()
         self._exit: Exit | None = None
         self._ended_at: datetime | None = None
+        self._farewell: dict[str, object] = {}
+        self._signalled: StopReason | None = None
 
     @property
     def pid(self) -> int:
@@ -79,7 +108,9 @@ class ShimAgent:
             async with anyio.create_task_group() as group:
                 for stream in _STREAMS:
                     group.start_soon(self._listen, stream, on_line)
-            ended = await self._await_end()
+                found = await self._await_end()
+                group.cancel_scope.deadline = anyio.current_time() + _LISTEN_ON_S
+            ended = self.end(found)
         else:
             ended = self._exit
         for stream in _STREAMS:
@@ -88,7 +119,27 @@ class ShimAgent:
         return ended
 
     async def stop(self, reason: StopReason, *, now: bool = False) -> None:
-        await self._tell({"op": "stop", "reason": reason.value, "now": now})
+        """See `core.ports.Agent`; a shim that does not answer is signalled.
+
+        It is woken first, then sent TERM; with `now` it is killed in the end, and what it leaves
+        is swept. That takes seconds.
+        """
+        request: dict[str, object] = {"op": "stop", "reason": reason.value, "now": now}
+        if self._exit is not None or await self._is_told(request):
+            return
+        is_there = await anyio.to_thread.run_sync(wake_shim, self._directory)
+        if is_there and await self._is_told(request):
+            log.info("shim.woken", dispatch=self._directory.name)
+            return
+        over = (Stage.ENDED, Stage.NEVER) if now else (Stage.ENDING, Stage.ENDED, Stage.NEVER)
+        if (await self._look()).stage in over:
+            return
+        if not is_there and not now:
+            raise Unavailable(
+                f"the shim of {self._directory.name} cannot be found, and something holds its"
+                f" lock; see what has {self._directory} open"
+            )
+        await self._signal(reason, now=now)
 
     async def extend(self, hard: timedelta) -> None:
         await self._tell({"op": "deadline", "hard_s": hard.total_seconds()})
@@ -99,8 +150,11 @@ class ShimAgent:
             self._exit = _exit_of(found.record)
             self._ended_at = instant(found.record.get("ended_at")) or self._clock.now()
         else:
-            self._exit = Exit(lost=_GONE, clean=False, active=self.active())
-            self._ended_at = self._clock.now()
+            self._exit = self._without_files(found)
+            self._ended_at = instant(self._farewell.get("ended_at")) or self._clock.now()
+        if self._signalled and (self._exit.lost or self._exit.stopped_by == StopReason.HOST):
+            # The signal could not tell the shim on whose behalf.
+            self._exit = replace(self._exit, stopped_by=self._signalled.value)
         return self._exit
 
     async def rebuild(self) -> None:
@@ -116,7 +170,7 @@ class ShimAgent:
                 return
             status = await ask(self._directory, {"op": "status"})
         except Unavailable:
-            if (await self._look()).stage is Stage.RUNNING:
+            if (await self._look()).stage in (Stage.RUNNING, Stage.ADRIFT):
                 raise
             return
         # A deadline comes too late for an agent that is being stopped, which is no matter.
@@ -125,6 +179,49 @@ class ShimAgent:
                 f"the shim of {self._directory.name} would not {request['op']}:"
                 f" {answer.get('error')}"
             )
+
+    async def _is_told(self, request: dict[str, object]) -> bool:
+        try:
+            return (await ask(self._directory, request)).get("ok") is True
+        except Unavailable:
+            return False
+
+    async def _signal(self, reason: StopReason, *, now: bool) -> None:
+        """Stop the agent of a shim that cannot be asked."""
+        name, directory = self._directory.name, self._directory
+        if self._signalled is None:
+            log.warning("shim.signalled", dispatch=name, reason=reason.value)
+            await anyio.to_thread.run_sync(end_shim, directory)
+            self._signalled = reason
+        if not now:
+            return
+        await anyio.sleep(_TWICE_S)
+        await anyio.to_thread.run_sync(end_shim, directory)
+        if not await self._has_left():
+            log.warning("shim.killed", dispatch=name, reason=reason.value)
+            await anyio.to_thread.run_sync(kill_shim, directory)
+        if (await self._look()).stage is Stage.RUNNING:
+            # Something of the agent's may hold the lock in its shim's place.
+            await anyio.to_thread.run_sync(sweep, name, {})
+
+    async def _has_left(self) -> bool:
+        until = anyio.current_time() + LAST_RESORT_S
+        while anyio.current_time() < until:
+            if not await anyio.to_thread.run_sync(shims_of, self._directory):
+                return True
+            await anyio.sleep(_TWICE_S)
+        return False
+
+    def _without_files(self, found: Found) -> Exit:
+        """How an agent ended whose shim could write nothing down, and perhaps told it.
+
+        A sweep by the marker proves nothing of processes that have cleared their environment:
+        only the shim, which adopts them, knows that it has left none.
+        """
+        active = self.active()
+        told = _exit_of(self._farewell) if self._farewell else Exit(clean=False, active=active)
+        is_clean = told.clean and not told.lost and not found.record.get("survivors")
+        return replace(told, lost=_GONE, clean=is_clean)
 
     async def _listen(self, stream: str, on_line: Callable[[str], None]) -> None:
         """Follow a stream for as long as the shim lives, over as many connections as it takes."""
@@ -136,18 +233,23 @@ class ShimAgent:
             self._last_at = self._clock.monotonic()
             await self._output.take(stream, offset, data, on_line)
 
-        while not await listen(self._directory, stream, self._output.offsets[stream], take):
+        while True:
+            said = await listen(self._directory, stream, self._output.offsets[stream], take)
+            if said is not None:
+                record = said.get("record")
+                self._farewell = record if isinstance(record, dict) else self._farewell
+                return
             if not await anyio.to_thread.run_sync(is_held, self._directory):
                 return
             await anyio.sleep(wait_s)
             wait_s = min(2 * wait_s, _RECONNECT_S)
 
-    async def _await_end(self) -> Exit:
+    async def _await_end(self) -> Found:
         wait_s = _FIRST_WAIT_S
         while (found := await self._look()).stage not in (Stage.ENDED, Stage.NEVER):
-            await anyio.sleep(wait_s)
+            await anyio.sleep(_ADRIFT_S if found.stage is Stage.ADRIFT else wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-        return self.end(found)
+        return found
 
     async def _look(self) -> Found:
         return await anyio.to_thread.run_sync(
@@ -179,21 +281,21 @@ class ShimAgent:
 def _exit_of(record: dict[str, object]) -> Exit:
     """The exit that a record tells of, written by the shim or over its grave."""
     error = record.get("spawn_error")
-    return Exit(
-        code=_whole(record.get("code")),
-        signal=_whole(record.get("signal")),
+    ended = Exit(
+        code=whole(record.get("code"), _CODES),
+        signal=whole(record.get("signal"), _SIGNALS, least=1),
         stopped_by=_text(record.get("killed_by")),
         spawn_error=_text(error.get("message")) if isinstance(error, dict) else "",
         lost=_text(record.get("lost")),
         clean=record.get("clean", True) is True and not record.get("survivors"),
         active=_span(record.get("active_s")),
-        peak_rss_bytes=_whole(record.get("peak_rss_bytes")) or 0,
+        peak_rss_bytes=whole(record.get("peak_rss_bytes")) or 0,
         cpu=_span(record.get("cpu_s")),
     )
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    says_how = ended.code is not None or ended.signal is not None or ended.spawn_error
+    if says_how or ended.lost or record.get("survivors"):
+        return ended
+    return replace(ended, lost=UNREADABLE, clean=False)
 
 
 def _text(value: object) -> str:
@@ -201,4 +303,4 @@ def _text(value: object) -> str:
 
 
 def _span(value: object) -> timedelta:
-    return timedelta(seconds=value if isinstance(value, int | float) else 0.0)
+    return timedelta(seconds=seconds(value) or 0.0)

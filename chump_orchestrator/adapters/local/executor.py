@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import anyio.to_thread
 from chump_orchestrator.adapters.local.agent import ShimAgent
 from chump_orchestrator.adapters.local.files import TEMPORARY, delete, locked, sync_folder
 from chump_orchestrator.adapters.local.launching import Launch, launch
-from chump_orchestrator.adapters.local.remains import MARKER, Found, Stage, kill_shim, look
+from chump_orchestrator.adapters.local.numbers import LARGEST_PID, seconds, whole
+from chump_orchestrator.adapters.local.remains import MARKER, Found, Stage, is_alive, look
+from chump_orchestrator.adapters.local.shims import kill_shim
 from chump_orchestrator.adapters.local.wire import ask
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Command, Dispatch, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
@@ -30,6 +34,9 @@ _LAUNCHES = 8
 """Agents started at once; each of them costs an interpreter's start."""
 
 _TRASH = ".trash-"
+_PATIENCE_S = 1.0
+"""How long somebody who only looks at a dispatch is waited for, who has its lock meanwhile."""
+
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.25
 
 Environment = Callable[[tuple[str, ...]], Mapping[str, str]]
@@ -60,6 +67,7 @@ class LocalExecutor:
         self._clock = clock
         self._python = python
         self._launches = anyio.CapacityLimiter(_LAUNCHES)
+        self._has_emptied = False
 
     async def launch(
         self, dispatch: Dispatch, workspace: Workspace, command: Command, prompt: str
@@ -95,6 +103,8 @@ class LocalExecutor:
                     return agent
                 case Stage.ENDING:
                     return self._agent(directory, found)
+                case Stage.ADRIFT:
+                    return self._agent(directory, found, found.running)
                 case Stage.RUNNING:
                     try:
                         status = await ask(directory, {"op": "status"})
@@ -117,6 +127,9 @@ class LocalExecutor:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     async def known(self) -> tuple[str, ...]:
+        if not self._has_emptied:
+            self._has_emptied = True
+            await anyio.to_thread.run_sync(_empty_trash, self._folder)
         return await anyio.to_thread.run_sync(_dispatches_in, self._folder)
 
     async def discard(self, dispatch_id: str) -> None:
@@ -152,9 +165,9 @@ class LocalExecutor:
         return ShimAgent(
             directory,
             self._clock,
-            pid=int(_number(found.running.get("pid"))),
-            active_s=_number(told.get("active_s")),
-            silent_s=_number(told.get("silent_s")),
+            pid=whole(found.running.get("pid"), LARGEST_PID) or 0,
+            active_s=seconds(told.get("active_s")) or 0.0,
+            silent_s=seconds(told.get("silent_s")) or 0.0,
         )
 
     async def _launch(self, order: Launch) -> int:
@@ -190,26 +203,41 @@ def _dispatches_in(folder: Path) -> tuple[str, ...]:
 
 
 def _discard(directory: Path) -> None:
-    """Delete the folder of a dispatch, and what earlier deletions have left."""
+    """Delete the folder of a dispatch."""
+    trash = directory.parent / f"{_TRASH}{directory.name}"
+    until = time.monotonic() + _PATIENCE_S
     try:
-        with locked(directory) as is_ours:
-            if not is_ours:
+        if trash.exists():  # another deletion of it was cut short
+            delete(trash)
+        while not _thrown_away(directory, trash):
+            if time.monotonic() > until:
                 raise Refused(
                     f"dispatch {directory.name} cannot be discarded: its agent runs; stop it first"
                 )
-            # By one step, so that no half of it is taken for a dispatch.
-            directory.rename(directory.parent / f"{_TRASH}{directory.name}")
-            sync_folder(directory.parent)
+            time.sleep(_FIRST_WAIT_S)
+        delete(trash)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
         raise Unavailable(f"{directory} cannot be deleted: {error.strerror}") from error
-    for trash in directory.parent.glob(f"{_TRASH}*"):
-        try:
+
+
+def _thrown_away(directory: Path, trash: Path) -> bool:
+    """Whether nobody has the dispatch, so that it could be renamed.
+
+    By one step, so that no half of it is taken for a dispatch, and under its lock, so that
+    nobody who takes it up meanwhile settles what they find only partly.
+    """
+    with locked(directory) as is_ours:
+        if not is_ours or is_alive(directory):
+            return False
+        directory.rename(trash)
+        sync_folder(directory.parent)
+        return True
+
+
+def _empty_trash(folder: Path) -> None:
+    """Delete what deletions that were cut short have left."""
+    for trash in folder.glob(f"{_TRASH}*"):
+        with contextlib.suppress(OSError):
             delete(trash)
-        except OSError as error:
-            raise Unavailable(f"{trash} cannot be deleted: {error.strerror}") from error
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

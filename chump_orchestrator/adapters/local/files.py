@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from chump_orchestrator.shim.files import LOCK, PROTOCOL
+from chump_orchestrator.shim.files import LOCK, PASSING, PROTOCOL, make_way
 
 PROMPT, TEMPORARY, SHIM_LOG = "prompt.txt", "tmp", "shim.log"
 
@@ -30,8 +30,18 @@ def write_durably(directory: Path, name: str, data: bytes) -> None:
 
 
 def write_object(directory: Path, name: str, content: Mapping[str, object]) -> None:
-    """Write a JSON object durably, with the version of the protocol."""
-    write_durably(directory, name, json.dumps({"v": PROTOCOL, **content}).encode() + b"\n")
+    """Write a JSON object durably, with the version of the protocol.
+
+    What an agent may have put in the way of it is moved aside.
+    """
+    data = json.dumps({"v": PROTOCOL, **content}).encode() + b"\n"
+    try:
+        write_durably(directory, name, data)
+    except OSError as error:
+        if error.errno in PASSING or not directory.is_dir():
+            raise
+        make_way(str(directory / name))
+        write_durably(directory, name, data)
 
 
 def sync_folder(directory: Path) -> None:
@@ -52,7 +62,7 @@ def read_object(directory: Path, name: str) -> dict[str, object] | None:
         content = json.loads((directory / name).read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, IsADirectoryError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -64,7 +74,7 @@ def locked(directory: Path) -> Iterator[bool]:
     While a shim lives, it has the lock; that is how one can tell. `OSError` when there is no
     such folder, or no lock can be made in it.
     """
-    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _opened(directory / LOCK)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,6 +84,17 @@ def locked(directory: Path) -> Iterator[bool]:
             yield True
     finally:
         os.close(lock)
+
+
+def _opened(lock: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(lock, flags, 0o600)
+    except OSError as error:
+        if error.errno in PASSING or not lock.parent.is_dir():
+            raise
+        make_way(str(lock))
+        return os.open(lock, flags, 0o600)
 
 
 def read_log(directory: Path, stream: str, offset: int) -> tuple[int, bytes]:

@@ -30,7 +30,9 @@ from chump_orchestrator.adapters.local.files import (
     write_durably,
     write_object,
 )
-from chump_orchestrator.adapters.local.remains import give_up, is_held, kill_shim
+from chump_orchestrator.adapters.local.numbers import LARGEST_PID
+from chump_orchestrator.adapters.local.remains import give_up, is_held
+from chump_orchestrator.adapters.local.shims import kill_shim
 from chump_orchestrator.adapters.process import SHORTAGES
 from chump_orchestrator.core.dispatch import Command, Dispatch, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
@@ -83,7 +85,7 @@ async def launch(order: Launch) -> int:
         process, line = await _start(order, ours)
         answer = await _hand_over(line)
     match answer:
-        case {"state": "running", "pid": int() as pid}:
+        case {"state": "running", "pid": int() as pid} if 1 < pid <= LARGEST_PID:
             await _see_off(process)
             return pid
         case {"state": "spawn_failed", "error": str() as why, "errno": int() as number}:

@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 
 from chump_orchestrator.adapters.local.files import locked, read_object, write_object
+from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S, seconds, whole
+from chump_orchestrator.adapters.local.shims import agent_of, shims_of
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.shim.files import EXIT, RUNNING, SPEC, TOMBSTONE
 
@@ -37,16 +39,20 @@ _REAP_S = 1.0
 """How long one that was killed, or let go of its lock, is waited for."""
 
 _AGAIN_S = 0.02
+_FIRST_YEAR, _LAST_YEAR = 2000, 3000
 _REBOOTED = "the machine was started anew while the agent ran"
 _SHIM_DIED = "the agent's shim was killed, or died"
-_UNREADABLE = "the record of the agent's end cannot be read"
-_SHIM_FOLDER = "shim"
+UNREADABLE = "the record of the agent's end cannot be read"
 
 
 class Stage(Enum):
-    """How far a dispatch has come, as its files and its lock tell."""
+    """How far a dispatch has come, as its files and its lock tell.
+
+    `ADRIFT` is one whose files have gone, for instance by `git clean`, and whose shim lives.
+    """
 
     NEVER = auto()
+    ADRIFT = auto()
     STARTING = auto()
     RUNNING = auto()
     ENDING = auto()
@@ -58,6 +64,7 @@ class Found:
     """What was found of a dispatch.
 
     `running` is the record of the start and `record` that of the end; empty if there is none.
+    Of one whose files have gone these are what its processes tell.
     """
 
     stage: Stage
@@ -77,22 +84,24 @@ def look(directory: Path, dispatch: str, now: datetime) -> Found:
             running = read_object(directory, RUNNING)
             record = read_object(directory, EXIT)
             if not is_ours:
-                if record is not None:
+                if record:
                     return Found(Stage.ENDING, running or {})
                 stage = Stage.STARTING if running is None else Stage.RUNNING
                 return Found(stage, running or {})
             if record:
                 _reap(running or {})
                 return Found(Stage.ENDED, running or {}, record)
+            if running and _lives(running):  # its lock was deleted
+                return Found(Stage.RUNNING, running)
             if running is not None or record is not None:
-                why = "" if record is None else _UNREADABLE
+                why = "" if record is None else UNREADABLE
                 record = _bury(directory, dispatch, running or {}, now, why)
                 _reap(running or {})
                 return Found(Stage.ENDED, running or {}, record)
             _forbid(directory, dispatch)
             return Found(Stage.NEVER)
     except (FileNotFoundError, NotADirectoryError):
-        return Found(Stage.NEVER)
+        return _without_files(directory, dispatch, now)
     except OSError as error:
         raise Unavailable(
             f"dispatch {dispatch}: {error.filename or directory} cannot be used:"
@@ -100,11 +109,30 @@ def look(directory: Path, dispatch: str, now: datetime) -> Found:
         ) from error
 
 
+def _without_files(directory: Path, dispatch: str, now: datetime) -> Found:
+    shims = shims_of(directory)
+    if not shims:
+        swept, survivors = sweep(dispatch, {})
+        return Found(Stage.NEVER, {}, {"swept": swept, "survivors": survivors})
+    age = 0.0
+    with contextlib.suppress(psutil.Error):
+        age = max(0.0, now.timestamp() - shims[0].create_time())
+    return Found(Stage.ADRIFT, {"pid": agent_of(shims[0]), "active_s": age})
+
+
 def is_held(directory: Path) -> bool:
     """Whether a shim lives; changes nothing. Not when the folder has gone."""
     try:
         with locked(directory) as is_ours:
-            return not is_ours
+            return not is_ours or is_alive(directory)
+    except OSError:
+        return False
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether the shim on record lives, though its lock may have been deleted."""
+    try:
+        return _lives(read_object(directory, RUNNING) or {})
     except OSError:
         return False
 
@@ -120,16 +148,6 @@ def give_up(directory: Path, dispatch: str) -> None:
                     _forbid(directory, dispatch)
                     return
             time.sleep(_AGAIN_S)
-
-
-def kill_shim(directory: Path) -> None:
-    """Kill the shim of a dispatch that never came to start its agent; known by its arguments."""
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if len(words) > 1 and words[-1] == str(directory) and Path(words[-2]).name == _SHIM_FOLDER:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-                process.wait(_REAP_S)
 
 
 def sweep(dispatch: str, running: dict[str, object]) -> tuple[int, int]:
@@ -159,10 +177,10 @@ def _reap(running: dict[str, object]) -> None:
     container, or a subreaper.
     """
     for who, begin in (("shim_pid", "shim_start"), ("pid", "start")):
-        pid, start = running.get(who), running.get(begin)
+        pid, start = _pid(running, who), whole(running.get(begin))
         until = time.monotonic() + _REAP_S
         # The start time, a number on Linux alone, keeps children of the same number out of this.
-        while isinstance(pid, int) and isinstance(start, int) and host.start_of(pid) == start:
+        while pid is not None and start is not None and host.start_of(pid) == start:
             try:
                 reaped, _ = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
@@ -173,14 +191,28 @@ def _reap(running: dict[str, object]) -> None:
 
 
 def _kill_group(running: dict[str, object]) -> None:
-    match running:
-        case {"pid": int() as pid, "pgid": int() as group, "start": start} if (
-            group > 1 and start is not None and host.start_of(pid) == start
-        ):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
-        case _:
-            pass
+    group = _pid(running, "pgid")
+    if group is not None and _is_that(running, "pid", "start"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def _lives(running: dict[str, object]) -> bool:
+    """Whether the very shim that is on record lives, whatever became of its lock."""
+    pid = _pid(running, "shim_pid")
+    is_this_boot = running.get("boot_id") == host.boot_id()
+    is_it = is_this_boot and _is_that(running, "shim_pid", "shim_start")
+    return is_it and pid is not None and host.is_alive(pid)
+
+
+def _is_that(running: dict[str, object], who: str, begin: str) -> bool:
+    pid, start = _pid(running, who), running.get(begin)
+    return pid is not None and start is not None and host.start_of(pid) == start
+
+
+def _pid(running: dict[str, object], who: str) -> int | None:
+    """A recorded process or group; `None` for none, and for the one that must not be signalled."""
+    return whole(running.get(who), LARGEST_PID, least=2)
 
 
 def _marked(dispatch: str) -> Iterator[psutil.Process]:
@@ -206,8 +238,9 @@ def _bury(
 ) -> dict[str, object]:
     """Write the record that the shim could not write."""
     recorded, this = running.get("boot_id"), host.boot_id()
-    is_rebooted = bool(recorded and this) and recorded != this
+    is_rebooted = isinstance(recorded, str) and bool(recorded and this) and recorded != this
     swept, survivors = (0, 0) if is_rebooted else sweep(dispatch, running)
+    started = instant(running.get("started_at"))
     record: dict[str, object] = {
         "dispatch": dispatch,
         "lost": why or (_REBOOTED if is_rebooted else _SHIM_DIED),
@@ -219,7 +252,7 @@ def _bury(
         "swept": swept,
         "survivors": survivors,
         "active_s": round(_active_s(directory, running), 3),
-        "started_at": running.get("started_at"),
+        "started_at": started.isoformat() if started else None,
         "ended_at": now.astimezone(UTC).isoformat(timespec="milliseconds"),
     }
     write_object(directory, EXIT, record)
@@ -231,16 +264,19 @@ def _active_s(directory: Path, running: dict[str, object]) -> float:
     started = instant(running.get("started_at"))
     if started is None:
         return 0.0
-    written = [path.stat().st_mtime for path in directory.glob("std*.log")]
-    ran = max([*written, started.timestamp()]) - started.timestamp()
-    hard = (read_object(directory, SPEC) or {}).get("hard_s")
-    return min(ran, float(hard)) if isinstance(hard, int | float) else ran
+    written = [started.timestamp()]
+    for path in directory.glob("std*.log"):
+        with contextlib.suppress(OSError):
+            written.append(path.stat().st_mtime)
+    hard = seconds((read_object(directory, SPEC) or {}).get("hard_s"))
+    return min(max(written) - started.timestamp(), LONGEST_S if hard is None else hard)
 
 
 def instant(text: object) -> datetime | None:
-    """Return an instant as the shim writes it, in UTC; `None` when it is none."""
-    with contextlib.suppress(ValueError):
+    """Return an instant as the shim writes it, in UTC; `None` when it is none, or a strange one."""
+    with contextlib.suppress(ValueError, OverflowError):
         if isinstance(text, str):
             moment = datetime.fromisoformat(text)
-            return moment.astimezone(UTC) if moment.tzinfo else None
+            is_possible = moment.tzinfo is not None and _FIRST_YEAR <= moment.year < _LAST_YEAR
+            return moment.astimezone(UTC) if is_possible else None
     return None

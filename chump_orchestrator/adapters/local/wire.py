@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import UNIXSocketStream
 
+from chump_orchestrator.adapters.local.numbers import whole
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.shim.files import SOCKET
 
@@ -21,6 +22,7 @@ ANSWER_S = 5.0
 
 _RECEIVE = 64 * 1024
 _HEADER_LIMIT = 64 * 1024
+_LONGEST_FRAME = 64 * 1024 * 1024
 _ADDRESS_BYTES = 100
 """Longest path that fits into the address of a socket everywhere (104 bytes on macOS)."""
 
@@ -51,27 +53,30 @@ async def ask(directory: Path, request: Mapping[str, object]) -> dict[str, objec
         raise Unavailable(f"the shim of {directory.name} cannot be asked: {error}") from error
 
 
-async def listen(directory: Path, stream: str, offset: int, take: Take) -> bool:
-    """Have the bytes of a stream taken from `offset` on; whether its end was reached.
+async def listen(directory: Path, stream: str, offset: int, take: Take) -> dict[str, object] | None:
+    """Have the bytes of a stream taken from `offset` on; return what was said at its end.
 
-    If not, the connection could not be made or was lost, and what was taken stays taken. When the
-    shim no longer has the bytes at an offset, those that follow begin later.
+    `None` when the connection could not be made or was lost; what was taken stays taken. When
+    the shim no longer has the bytes at an offset, those that follow begin later.
     """
     try:
         async with _connected(directory) as connection:
             await connection.say({"op": "follow", "stream": stream, "offset": offset})
             while True:
                 match await connection.hear():
-                    case {"end": True}:
-                        return True
-                    case {"offset": int() as start, "length": int() as length}:
+                    case {"end": True, **farewell}:
+                        return farewell
+                    case {"offset": offered, "length": long}:
+                        start, length = whole(offered), whole(long, _LONGEST_FRAME)
+                        if start is None or length is None:
+                            return None
                         await connection.pass_on(start, length, take)
                     case {"ok": True}:
                         pass
                     case _:
-                        return False
+                        return None
     except _BrokenError:
-        return False
+        return None
 
 
 class _Connection:
