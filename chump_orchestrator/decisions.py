@@ -7,16 +7,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chump_orchestrator import plugins
 from chump_orchestrator.adapters.faults import FAULTS, first_fault
-from chump_orchestrator.adapters.routing_file import load_table
 from chump_orchestrator.core.brakes import RetryPolicy
 from chump_orchestrator.core.dispatch import DeadlinePolicy, depth_objection
 from chump_orchestrator.core.errors import ConfigError
-from chump_orchestrator.core.gap import Kind
-from chump_orchestrator.core.picker import PickPolicy
 from chump_orchestrator.core.routing import Route, RoutePolicy
 from chump_orchestrator.daemon.world import Policies
+from chump_orchestrator.premises import pick_policy, routes
 
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
@@ -42,34 +39,6 @@ FIXED = (
     "faults",
 )
 """Settings that a running daemon keeps, whatever their file says by now."""
-
-
-def pick_policy(settings: Settings) -> PickPolicy:
-    """Return what the settings allow to be picked."""
-    pick = settings.pick
-    kind = {"user": Kind.USER, "system": Kind.SYSTEM}.get(str(pick.kind))
-    return PickPolicy(
-        kind=kind,
-        priorities=frozenset(pick.priorities),
-        exclude_efforts=frozenset(pick.exclude_efforts),
-        by_effort=str(pick.order) == "effort",
-        require_opt_in=pick.require_opt_in,
-        bias_threshold=pick.bias_threshold,
-        bias_window=pick.bias_window,
-    )
-
-
-async def routes(root: Path, loaded: Loaded) -> RoutePolicy:
-    """Return where gaps go; `ConfigError` when the routing table is malformed."""
-    settings = loaded.settings
-    table = await load_table(root / settings.routing.table, plugins.installed("backends"))
-    use = settings.backend.use
-    return RoutePolicy(
-        default=Route(use, settings.backend.of(use).model, why="backend.use"),
-        override=settings.override,
-        table=table,
-        classes=settings.routing.classes,
-    )
 
 
 async def policies(root: Path, loaded: Loaded) -> Policies:

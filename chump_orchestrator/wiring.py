@@ -5,12 +5,9 @@ Here alone adapters, daemon and settings meet. Chance is made here, from a seed 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,34 +18,37 @@ import structlog
 
 from chump_orchestrator import config, logs, plugins
 from chump_orchestrator.adapters.backends import BackendOptions
-from chump_orchestrator.adapters.git import Git, find_repository
+from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.host import HostClock
-from chump_orchestrator.adapters.leases import FileLeases
 from chump_orchestrator.adapters.ledger import SqliteLedger
-from chump_orchestrator.adapters.sqlite import Corrupt
-from chump_orchestrator.adapters.upstream import Upstream
 from chump_orchestrator.adapters.worktrees import GitWorktrees
-from chump_orchestrator.core.backlog import Backlog
-from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.daemon.account import Account, account
 from chump_orchestrator.daemon.control import serve
 from chump_orchestrator.daemon.operations import Operator
 from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
 from chump_orchestrator.daemon.roster import Assignment
-from chump_orchestrator.daemon.standing import standing as standing_of
 from chump_orchestrator.daemon.world import Policies, World
-from chump_orchestrator.decisions import (
-    check,
+from chump_orchestrator.decisions import check, policies, waits_for_restart
+from chump_orchestrator.premises import (
+    Busy,
+    backlog_source,
+    control_path,
+    daemon_lock,
+    leases,
+    load,
+    locate,
+    open_ledger,
     pick_policy,
-    policies,
+    read_backlog,
     routes,
-    waits_for_restart,
+    standing,
+    state_dir,
 )
 
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
-    from chump_orchestrator.core.ports import Backend, BacklogSource, Ledger
+    from chump_orchestrator.core.ports import Backend
 
 __all__ = [
     "Busy",
@@ -69,14 +69,6 @@ __all__ = [
 ]
 
 log = structlog.get_logger()
-
-
-LEDGER_PATIENCE_S = 60.0
-"""How long another program may keep the ledger locked before a start gives up."""
-
-
-class Busy(Exception):
-    """Another daemon has this repository."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,155 +92,6 @@ class RunOptions:
     on_event: Callable[[str, Mapping[str, object]], None] | None = None
     flags: Mapping[str, object] = field(default_factory=dict)
     beside: Callable[[Operator], Coroutine[object, object, None]] | None = None
-
-
-def locate(repo_root: Path | None, cwd: Path) -> Path:
-    """Return the main work tree to work on; `ConfigError` when there is none."""
-    try:
-        return anyio.run(find_repository, repo_root or cwd, config.environment())
-    except (Refused, Unavailable) as error:
-        raise ConfigError(str(error)) from error
-
-
-def load(root: Path, flags: Mapping[str, object]) -> Loaded:
-    """Read the settings of the repository at `root`; `ConfigError` with all that is wrong."""
-    return config.load(root, flags=flags)
-
-
-def state_dir(root: Path, loaded: Loaded) -> Path:
-    """Return the folder of our own state; absolute, not made here."""
-    return root / loaded.settings.state.dir
-
-
-def control_path(root: Path, loaded: Loaded) -> Path:
-    """Return where a daemon of this repository listens."""
-    return state_dir(root, loaded) / "control.sock"
-
-
-@contextlib.contextmanager
-def daemon_lock(root: Path, loaded: Loaded) -> Iterator[None]:
-    """Hold the lock that a daemon holds for its life; `Busy` when another has it.
-
-    The kernel gives it back on any death, so a stale one cannot be.
-    """
-    folder = state_dir(root, loaded)
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileExistsError), (folder / ".gitignore").open("x") as ignore:
-            ignore.write("*\n")
-        descriptor = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        msg = f"state.dir: {error.filename or folder} cannot be written: {error.strerror}"
-        raise ConfigError(msg) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
-            msg = f"another orchestrator (pid {holder}) works on {root}"
-            raise Busy(msg) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def backlog_source(
-    root: Path, loaded: Loaded, git: Git, *, is_fetching: bool = False
-) -> BacklogSource:
-    """Return where gaps come from: a file, a folder, or a file at a ref (behaviour B1, B5).
-
-    With `is_fetching`, a ref of a remote's is fetched as often as the forge is looked at.
-    """
-    where = loaded.settings.backlog
-    path = root / where.path
-    upstream = Upstream(
-        git=git, base_ref=where.ref, interval=loaded.settings.pulls.interval, clock=HostClock()
-    )
-
-    async def tree() -> str:
-        return await upstream.refresh() if is_fetching else where.ref
-
-    async def read() -> bytes:
-        finished = await git.run("cat-file", "blob", f"{await tree()}:{where.path}")
-        if finished.code:
-            msg = f"backlog.ref: git has no {where.path} at {where.ref}"
-            raise Unavailable(msg)
-        return finished.out
-
-    async def identify() -> str:
-        wanted = f"{await tree()}:{where.path}"
-        finished = await git.run("rev-parse", "--verify", "--quiet", "--end-of-options", wanted)
-        return finished.out.decode("ascii", "replace").strip()
-
-    kind = "yaml-ref" if where.ref else "yaml-dir" if path.is_dir() else "yaml-file"
-    name = f"{where.ref}:{where.path}"
-    ingredients = {"path": path, "name": name, "read": read, "identify": identify}
-    source: BacklogSource = plugins.make("backlogs", kind, ingredients)
-    return source
-
-
-async def read_backlog(root: Path, loaded: Loaded) -> Backlog:
-    """Read the backlog once; `ConfigError` when it cannot be read."""
-    try:
-        return await backlog_source(root, loaded, Git(root, config.environment())).load()
-    except (Unavailable, Refused) as error:
-        raise ConfigError(str(error)) from error
-
-
-@contextlib.asynccontextmanager
-async def open_ledger(root: Path, loaded: Loaded, *, readonly: bool) -> AsyncIterator[SqliteLedger]:
-    """Open the ledger; for writing only under `daemon_lock`."""
-    folder = state_dir(root, loaded)
-    if not readonly:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    async with await _opened(folder / "ledger.db", readonly=readonly) as ledger:
-        yield ledger
-
-
-async def _opened(path: Path, *, readonly: bool) -> SqliteLedger:
-    """Open the ledger; one that another program holds locked is waited for before writing."""
-    give_up = anyio.current_time() + LEDGER_PATIENCE_S
-    while True:
-        try:
-            return await SqliteLedger.open(path, clock=HostClock(), readonly=readonly)
-        except Corrupt as error:
-            msg = (
-                f"{error}; move it aside and start again: living agents stay under their shims,"
-                " and their dispatches are told by the folders beside it"
-            )
-            raise ConfigError(msg) from error
-        except Unavailable as error:
-            if readonly or anyio.current_time() >= give_up:
-                raise
-            log.warning("ledger.unavailable", error=str(error))
-            await anyio.sleep(1)
-
-
-def leases(root: Path, loaded: Loaded) -> FileLeases:
-    """Return the leases of this repository."""
-    settings = loaded.settings
-    return FileLeases(
-        dir=root / settings.leases.dir,
-        ttl=settings.leases.ttl,
-        worktrees_dir=root / settings.worktrees.base,
-        clock=HostClock(),
-        env=config.environment(),
-    )
-
-
-async def standing(root: Path, loaded: Loaded, backlog: Backlog, ledger: Ledger) -> Backlog:
-    """Return the backlog as leases and ledger leave it, without changing anything."""
-    active = {r.dispatch.gap.id: r.dispatch.id for r in await ledger.records(active=True)}
-    return await standing_of(
-        backlog,
-        ledger,
-        leases(root, loaded),
-        HostClock().now(),
-        active=active,
-        repeat=loaded.settings.pick.repeat,
-    )
 
 
 def _backends(settings: Settings) -> Callable[[str], Backend]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-import structlog
 
 from chump_orchestrator.adapters.git import file_lock, without_foreign_git
 from chump_orchestrator.adapters.process import run
@@ -26,8 +25,9 @@ from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Gap, is_gap_id, plain
 from chump_orchestrator.core.ports import Clock
 from chump_orchestrator.core.records import Denied, Lease
+from chump_orchestrator.telling import Logger
 
-log = structlog.get_logger()
+log = Logger()
 
 SCRIPTS = ("scripts/coord/gap-claim.sh", "scripts/gap-claim.sh")
 """Of the new worktree; the first that is there claims in place of the built-in lease."""

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import structlog
 
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.ports import Clock
+from chump_orchestrator.telling import Logger
 
-log = structlog.get_logger()
+log = Logger()
 
 GRACE = timedelta(hours=1)
 """How long the last known commit serves while the remote cannot be fetched (behaviour D3)."""

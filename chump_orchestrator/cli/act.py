@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from chump_orchestrator import wiring
+from chump_orchestrator import premises
 from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.cli import client
@@ -119,10 +119,10 @@ def _ask_or_write(invocation: Invocation, write: Write, op: str, **fields: objec
             return
         try:
             grounds.require()
-            with wiring.daemon_lock(root, loaded):
+            with premises.daemon_lock(root, loaded):
                 say(wait_for(partial(_written, root, loaded, write)))
                 return
-        except wiring.Busy:
+        except premises.Busy:
             # A daemon that is starting or ending, or another command like this one.
             if time.monotonic() > patience_ends:
                 raise
@@ -130,7 +130,7 @@ def _ask_or_write(invocation: Invocation, write: Write, op: str, **fields: objec
 
 
 async def _written(root: Path, loaded: Loaded, write: Write) -> str:
-    async with wiring.open_ledger(root, loaded, readonly=False) as ledger:
+    async with premises.open_ledger(root, loaded, readonly=False) as ledger:
         return await write(root, loaded, ledger)
 
 
@@ -165,7 +165,7 @@ async def _release(gap: str, root: Path, loaded: Loaded, ledger: Ledger) -> str:
 
 
 async def _usable(gap: str, root: Path, loaded: Loaded) -> None:
-    backlog = await wiring.read_backlog(root, loaded)
+    backlog = await premises.read_backlog(root, loaded)
     match backlog.find(gap):
         case Gap():
             return

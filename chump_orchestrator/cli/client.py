@@ -9,6 +9,7 @@ from typing import Any
 
 from chump_orchestrator.cli.exits import NoDaemon, NotAuthorised
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
+from chump_orchestrator.daemon.address import address
 
 PATIENCE_S = 10.0
 """Seconds within which a healthy daemon answers anything, with a wide margin (I5: 1 s)."""
@@ -54,8 +55,6 @@ def _raised(kind: str, text: str) -> Exception:
 
 
 def _exchange(path: Path, request: bytes) -> bytes:
-    from chump_orchestrator.daemon.control import address  # noqa: PLC0415 - costs a loop's import
-
     received = bytearray()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -139,9 +139,9 @@ def _is_of_output(error: BaseException) -> bool:
 
 
 def _code_of(error: BaseException) -> int:
-    # Busy is wiring's own; naming it must not import wiring for a command that never did.
-    wiring = sys.modules.get("chump_orchestrator.wiring")
-    if wiring is not None and isinstance(error, wiring.Busy):
+    # Naming Busy must not import what it takes to be busy for a command that never did.
+    premises = sys.modules.get("chump_orchestrator.premises")
+    if premises is not None and isinstance(error, premises.Busy):
         return ExitCode.BUSY
     if _is_missing_program(error):
         return ExitCode.MISSING_PROGRAM

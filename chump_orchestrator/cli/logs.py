@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import click
 
-from chump_orchestrator import wiring
+from chump_orchestrator import premises
 from chump_orchestrator.cli.options import GapId, Invocation, everywhere
 from chump_orchestrator.cli.render import harmless, note
 from chump_orchestrator.cli.repository import entered, wait_for
@@ -158,9 +158,9 @@ async def _print(
     *,
     follow: bool,
 ) -> None:
-    async with wiring.open_ledger(root, loaded, readonly=True) as ledger:
+    async with premises.open_ledger(root, loaded, readonly=True) as ledger:
         record = await _find(ledger, gap, attempt)
-        folder = wiring.state_dir(root, loaded) / "d" / record.dispatch.id
+        folder = premises.state_dir(root, loaded) / "d" / record.dispatch.id
         readers = [Reader(folder, stream) for stream in streams]
         printer = Printer(with_headings=len(streams) > 1)
         show = partial(anyio.to_thread.run_sync, partial(_show, readers, printer))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from chump_orchestrator import wiring
+from chump_orchestrator import premises
 from chump_orchestrator.cli.refs import taken_names
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.backlog import Backlog
@@ -87,14 +87,14 @@ async def plan(root: Path, loaded: Loaded) -> Plan:
     the routing table cannot be used.
     """
     settings = loaded.settings
-    backlog = await wiring.read_backlog(root, loaded)
-    async with wiring.open_ledger(root, loaded, readonly=True) as ledger:
-        standing = await wiring.standing(root, loaded, backlog, ledger)
+    backlog = await premises.read_backlog(root, loaded)
+    async with premises.open_ledger(root, loaded, readonly=True) as ledger:
+        standing = await premises.standing(root, loaded, backlog, ledger)
         active = await ledger.records(active=True)
         pause = await ledger.pause()
-    routes = await wiring.routes(root, loaded)
+    routes = await premises.routes(root, loaded)
     slots = max(settings.max_parallel - sum(1 for one in active if one.holds_slot), 0)
-    policy = wiring.pick_policy(settings)
+    policy = premises.pick_policy(settings)
     choice = choose(standing, slots, policy)
     base = root / settings.worktrees.base
     taken = await anyio.to_thread.run_sync(taken_names, root, base, settings.worktrees.prefix)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from chump_orchestrator import wiring
+from chump_orchestrator import premises
 from chump_orchestrator.cli import client, streams
 from chump_orchestrator.cli.exits import ExitCode
 from chump_orchestrator.cli.options import (
@@ -113,7 +113,7 @@ def _as_the_daemon_has_it(
     if answer["state"] in ("rejected", "done"):
         return answer
     try:
-        told = client.ask(wiring.control_path(root, loaded), "why", gap=answer["id"])
+        told = client.ask(premises.control_path(root, loaded), "why", gap=answer["id"])
     except (ConfigError, Refused, Unavailable):
         return answer
     reason = str(told["message"])
@@ -201,7 +201,7 @@ def history_command(invocation: Invocation, *, limit: int, gap: str | None, as_j
 
 async def _ended(root: Path, loaded: Loaded, limit: int, gap: str) -> tuple[list[Record], int]:
     """Return the dispatches that ended last, newest first, and how many have not ended yet."""
-    async with wiring.open_ledger(root, loaded, readonly=True) as ledger:
+    async with premises.open_ledger(root, loaded, readonly=True) as ledger:
         records = await ledger.latest(EVERYTHING, gap)
     ended = [one for one in records if one.outcome is not None and one.ended_at is not None]
     # A request may be merged long after younger dispatches have ended. Of a tie, the younger.
@@ -249,7 +249,7 @@ def backlog_command() -> None:
 def check_command(invocation: Invocation, *, backlog: Path | None, as_json: bool) -> int:
     """List the entries that cannot be used, and what is odd; exit 1 if there are any of those."""
     root, loaded = opened(invocation, flags(backlog, None, None))
-    found = wait_for(partial(wiring.read_backlog, root, loaded))
+    found = wait_for(partial(premises.read_backlog, root, loaded))
     with streams.for_whom_it_may_concern():
         _tell_checked(found, as_json=as_json)
     return ExitCode.FAILED if found.rejected else ExitCode.DONE

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import anyio
 
-from chump_orchestrator import config, logs, wiring
+from chump_orchestrator import config, premises, telling
 from chump_orchestrator.cli.options import Invocation, here
 from chump_orchestrator.cli.render import note
 from chump_orchestrator.config import Loaded
@@ -27,7 +27,7 @@ def opened(
     is no repository, or its settings cannot be used.
     """
     root = located(invocation)
-    loaded = wiring.load(root, given or {})
+    loaded = premises.load(root, given or {})
     if aloud:
         for notice in loaded.notices:
             note(f"note: {notice}")
@@ -48,7 +48,7 @@ class Grounds:
     @property
     def control(self) -> Path:
         """Return where a daemon listens."""
-        return wiring.control_path(self.root, self.loaded)
+        return premises.control_path(self.root, self.loaded)
 
     def tell(self) -> None:
         """Say what is wrong with the settings, if anything is."""
@@ -72,10 +72,16 @@ def entered(invocation: Invocation) -> Grounds:
 
 def located(invocation: Invocation) -> Path:
     """Return the main work tree to work on, log lines from now on kept out of the data."""
+    telling.prepare(_log_to_stderr)
+    where = invocation.repo_root
+    return premises.locate(where, here() if where is None else where)
+
+
+def _log_to_stderr() -> None:
+    from chump_orchestrator import logs  # noqa: PLC0415 - slow to import, and seldom needed
+
     hidden = config.secret_values(config.environment())
     logs.configure(format="console", level="warning", secrets=hidden)
-    where = invocation.repo_root
-    return wiring.locate(where, here() if where is None else where)
 
 
 def wait_for(work: Callable[[], Awaitable[Result]]) -> Result:

@@ -13,7 +13,7 @@ import click
 
 from chump_orchestrator import wiring
 from chump_orchestrator.adapters.host import HostClock
-from chump_orchestrator.cli import board
+from chump_orchestrator.cli import board, streams
 from chump_orchestrator.cli.exits import ExitCode
 from chump_orchestrator.cli.options import Invocation, choosing, everywhere, flags
 from chump_orchestrator.cli.render import note, table
@@ -79,7 +79,8 @@ def run_command(
     root, loaded = opened(invocation, given, aloud=True)
     account = _run(root, loaded, options)
     if once:
-        _tell(account)
+        with streams.for_whom_it_may_concern():
+            _tell(account)
     if account.interrupted:
         return ExitCode.INTERRUPTED
     return ExitCode.FAILED if once and account.has_failed else ExitCode.DONE

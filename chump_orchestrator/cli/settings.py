@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from chump_orchestrator import config, wiring
+from chump_orchestrator import config, premises
 from chump_orchestrator.cli.options import Invocation, as_json, everywhere
 from chump_orchestrator.cli.render import emit, note, say, table
 from chump_orchestrator.cli.repository import entered, located, opened, wait_for
@@ -48,7 +48,7 @@ def check_command(invocation: Invocation, *, quiet: bool) -> None:
     grounds = entered(invocation)
     wrong = grounds.wrong.splitlines()
     try:
-        wait_for(partial(wiring.routes, grounds.root, grounds.loaded))
+        wait_for(partial(premises.routes, grounds.root, grounds.loaded))
     except ConfigError as error:
         wrong += str(error).splitlines()
     if not quiet:

@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import click
 
-from chump_orchestrator import wiring
+from chump_orchestrator import premises
 from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.cli import board, client, streams
 from chump_orchestrator.cli.exits import ExitCode
@@ -84,12 +84,12 @@ def _watch(grounds: Grounds) -> int:
 
 
 async def _from_ledger(root: Path, loaded: Loaded) -> dict[str, Any]:
-    async with wiring.open_ledger(root, loaded, readonly=True) as ledger:
+    async with premises.open_ledger(root, loaded, readonly=True) as ledger:
         records = await ledger.records(active=True)
         pause = await ledger.pause()
         parked = await ledger.parked()
         ready = await _ready(root, loaded, ledger)
-    folders, now = wiring.state_dir(root, loaded) / "d", HostClock().now()
+    folders, now = premises.state_dir(root, loaded) / "d", HostClock().now()
     return {
         "daemon": None,
         "slots": {
@@ -115,12 +115,12 @@ async def _from_ledger(root: Path, loaded: Loaded) -> dict[str, Any]:
 async def _ready(root: Path, loaded: Loaded, ledger: Ledger) -> int | None:
     """Count the eligible gaps; `None`, with a note, when the backlog cannot be read."""
     try:
-        backlog = await wiring.read_backlog(root, loaded)
-        standing = await wiring.standing(root, loaded, backlog, ledger)
+        backlog = await premises.read_backlog(root, loaded)
+        standing = await premises.standing(root, loaded, backlog, ledger)
     except (ConfigError, Refused, Unavailable) as error:
         note(f"note: the backlog cannot be read: {error}")
         return None
-    everything = choose(standing, len(standing.gaps), wiring.pick_policy(loaded.settings))
+    everything = choose(standing, len(standing.gaps), premises.pick_policy(loaded.settings))
     return len(everything.picked)
 
 

@@ -12,8 +12,7 @@ import os
 import socket
 import stat
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.gap import SHOWN, is_gap_id, on_one_line
+from chump_orchestrator.daemon.address import address
 
 PROTOCOL = 1
 """The version `v` in every answer; raised when a key changes its meaning."""
@@ -39,9 +39,6 @@ LINGER_S = 1.0
 
 MAX_CLIENTS = 64
 """Connections served at once; for a further one, a silent one is closed, or else it is itself."""
-
-LONGEST_ADDRESS = 100
-"""Bytes of a socket's path that every platform takes: 108 on Linux, 104 on macOS, less a rest."""
 
 ACCEPT_PAUSE_S = 1.0
 """Seconds until the next try when no connection can be accepted, for want of descriptors, say."""
@@ -107,25 +104,6 @@ class _Malformed(Exception):
 
 class _Unknown(Exception):
     """There is no such operation."""
-
-
-@contextlib.contextmanager
-def address(path: Path) -> Iterator[str]:
-    """Yield a name of the socket at `path` that is short enough to bind or connect to.
-
-    A long one goes through a link to its folder, in a private temporary folder that is gone
-    afterwards. Raises `OSError` when that folder cannot be made.
-    """
-    if len(os.fsencode(path)) <= LONGEST_ADDRESS:
-        yield str(path)
-        return
-    private = tempfile.gettempdir()
-    if len(os.fsencode(private)) + len(os.fsencode(path.name)) > LONGEST_ADDRESS // 2:
-        private = "/tmp"  # noqa: S108 - mkdtemp makes a folder of our own in it
-    with tempfile.TemporaryDirectory(prefix="chump-", dir=private) as folder:
-        link = Path(folder) / "d"
-        link.symlink_to(path.parent.absolute(), target_is_directory=True)
-        yield str(link / path.name)
 
 
 async def serve(

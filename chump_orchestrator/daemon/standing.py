@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-import structlog
-
 from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
 from chump_orchestrator.core.brakes import fingerprint
 from chump_orchestrator.core.gap import PERPETUAL
 from chump_orchestrator.core.outcome import OutcomeKind
+from chump_orchestrator.telling import Logger
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Leases, Ledger
 
-log = structlog.get_logger()
+log = Logger()
 
 
 async def standing(

@@ -19,7 +19,8 @@ from chump_orchestrator.cli import client
 from chump_orchestrator.cli.exits import NoDaemon, NotAuthorised
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.daemon import control
-from chump_orchestrator.daemon.control import MAX_CLIENTS, MAX_REQUEST, address, serve
+from chump_orchestrator.daemon.address import LONGEST_ADDRESS, address
+from chump_orchestrator.daemon.control import MAX_CLIENTS, MAX_REQUEST, serve
 
 STATUS = {"daemon": {"pid": 7}, "dispatches": []}
 
@@ -407,7 +408,7 @@ def test_the_short_name_of_a_long_path_leaves_nothing_behind(
     with address(path) as name:
         length = len(os.fsencode(name))
 
-    assert length <= control.LONGEST_ADDRESS
+    assert length <= LONGEST_ADDRESS
     assert set(tmp_path.iterdir()) | set(Path("/tmp").glob("chump-*")) <= before
 
 

@@ -241,6 +241,55 @@ def test_help_does_not_wait_for_what_only_a_daemon_needs() -> None:
     assert done.stderr.strip() == "set()"
 
 
+HEAVY = {"chump_orchestrator.daemon.orchestrator", "chump_orchestrator.wiring", "psutil", "rich"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("status", "--json"),
+        ("plan",),
+        ("plan", "--explain"),
+        ("why", "DEMO-1"),
+        ("history",),
+        ("config", "path"),
+        ("config", "show"),
+        ("pause",),
+    ],
+)
+def test_who_only_looks_does_not_wait_for_what_only_a_daemon_needs(
+    repository: Repository, arguments: tuple[str, ...]
+) -> None:
+    script = (
+        "import sys\n"
+        "from chump_orchestrator.cli.root import main\n"
+        f"assert main({arguments!r}) in (0, 3)\n"
+        f"print({HEAVY!r} & set(sys.modules), file=sys.stderr)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        cwd=repository.root,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "set()"), done.stderr
+
+
+def test_what_is_told_by_the_way_stays_out_of_the_data(repository: Repository) -> None:
+    """A lease that cannot be read is told on standard error, in colours on a terminal only."""
+    repository.write(".chump-locks/evil\x1b[2J.json", "{")
+
+    said = repository.say("plan", "--json")
+
+    assert said.json()["total"] == 6
+    assert "lease.ignored" in said.err
+    assert "\x1b" not in said.err
+
+
 def test_the_module_is_a_program(repository: Repository) -> None:
     with repository.start("plan", "--json", stdout=subprocess.PIPE) as process:
         out, _ = process.communicate(timeout=60)
