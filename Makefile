@@ -65,6 +65,14 @@ docs: $(STAMP) ## The documentation, into .build/docs; warnings are errors
 unit: $(STAMP) ## The tests that take no more than moments
 	@$(PYTEST) -m 'not slow'
 
+.PHONY: faults
+faults: $(STAMP) ## The fault catalogue alone, as a table; FAULT_SEEDS, FAULT_KILLS make it longer
+	@$(PYTEST) -q -p tests.faults.catalogue tests/faults
+
+.PHONY: soak
+soak: $(STAMP) ## 2,000 dispatches, one in ten with a fault, and what has grown since; some ten minutes
+	@$(BIN)/python -m tests.faults.soak --dispatches 2000
+
 .PHONY: bench
 bench: $(STAMP) ## Measurements, one at a time, printed
 	@for bench in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python "$$bench" || exit 1; done

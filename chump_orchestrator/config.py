@@ -42,7 +42,11 @@ __all__ = [
 FILE = Path(".chump/orchestrator.toml")
 """The repository's settings file, relative to the repository."""
 
-FLAGS: Mapping[Key, str] = {("backlog", "path"): "--backlog", ("consent",): "--yes"}
+FLAGS: Mapping[Key, str] = {
+    ("backlog", "path"): "--backlog",
+    ("backlog", "ref"): "--backlog",
+    ("consent",): "--yes",
+}
 """Flags whose names do not follow from their keys."""
 
 

@@ -124,12 +124,16 @@ class Redaction:
                 event[key] = self._cleaned(value)
         return event
 
+    def text(self, text: str) -> str:
+        """Return a text without the secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, REDACTED)
+        return text
+
     def _cleaned(self, value: object) -> object:
         match value:
             case str():
-                for secret in self._secrets:
-                    value = value.replace(secret, REDACTED)
-                return value
+                return self.text(value)
             case list() | tuple() | set() | frozenset():
                 return [self._cleaned(item) for item in value]
             case Mapping():

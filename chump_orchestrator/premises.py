@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ def daemon_lock(root: Path, loaded: Loaded) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.suppress(FileExistsError), (folder / ".gitignore").open("x") as ignore:
             ignore.write("*\n")
+            os.fchmod(ignore.fileno(), 0o600)
         descriptor = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         msg = f"state.dir: {error.filename or folder} cannot be written: {error.strerror}"
@@ -144,33 +146,48 @@ async def read_backlog(root: Path, loaded: Loaded) -> Backlog:
 
 
 @contextlib.asynccontextmanager
-async def open_ledger(root: Path, loaded: Loaded, *, readonly: bool) -> AsyncIterator[SqliteLedger]:
-    """Open the ledger; for writing only under `daemon_lock`."""
+async def open_ledger(
+    root: Path, loaded: Loaded, *, readonly: bool, rebuilds: bool = False
+) -> AsyncIterator[SqliteLedger]:
+    """Open the ledger; for writing only under `daemon_lock`.
+
+    `ConfigError` when it is damaged. With `rebuilds`, which is for a daemon alone, a damaged one is
+    moved aside and a new one begun that is paused; recovery fills it.
+    """
+    from chump_orchestrator.adapters.sqlite import Corrupt  # noqa: PLC0415 - slow to import
+
     folder = state_dir(root, loaded)
     if not readonly:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    async with await _opened(folder / "ledger.db", readonly=readonly) as ledger:
-        yield ledger
+    path = folder / "ledger.db"
+    try:
+        async with await _opened(path, readonly=readonly, rebuilds=rebuilds) as ledger:
+            yield ledger
+    except Corrupt as error:
+        msg = (
+            f"{error}; `run` moves it aside and makes a new one from the folders of the"
+            " dispatches, in which living agents stay under their shims"
+        )
+        raise ConfigError(msg) from error
 
 
-async def _opened(path: Path, *, readonly: bool) -> SqliteLedger:
+async def _opened(path: Path, *, readonly: bool, rebuilds: bool) -> SqliteLedger:
     """Open the ledger; one that another program holds locked is waited for before writing."""
     from chump_orchestrator.adapters.host import HostClock  # noqa: PLC0415 - slow to import
     from chump_orchestrator.adapters.ledger import SqliteLedger  # noqa: PLC0415 - slow to import
     from chump_orchestrator.adapters.sqlite import Corrupt  # noqa: PLC0415 - slow to import
 
+    open_it: Callable[..., Awaitable[SqliteLedger]] = partial(SqliteLedger.open, readonly=readonly)
+    if rebuilds:
+        from chump_orchestrator.adapters.ledger_damage import open_or_begin_anew  # noqa: PLC0415 - slow to import
+
+        open_it = open_or_begin_anew
     give_up = anyio.current_time() + LEDGER_PATIENCE_S
     while True:
         try:
-            return await SqliteLedger.open(path, clock=HostClock(), readonly=readonly)
-        except Corrupt as error:
-            msg = (
-                f"{error}; move it aside and start again: living agents stay under their shims,"
-                " and their dispatches are told by the folders beside it"
-            )
-            raise ConfigError(msg) from error
+            return await open_it(path, clock=HostClock())
         except Unavailable as error:
-            if readonly or anyio.current_time() >= give_up:
+            if readonly or isinstance(error, Corrupt) or anyio.current_time() >= give_up:
                 raise
             log.warning("ledger.unavailable", error=str(error))
             await anyio.sleep(1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import chain
 
 from chump_orchestrator.core.brakes import Fuse, History
@@ -15,8 +15,15 @@ from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Effort, Gap, domain_of
-from chump_orchestrator.core.outcome import OutcomeKind
-from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
+from chump_orchestrator.core.outcome import Outcome, OutcomeKind
+from chump_orchestrator.core.records import (
+    DispatchState,
+    Parked,
+    Pause,
+    Record,
+    Remembered,
+    Settlement,
+)
 from chump_orchestrator.core.reflection import Reflection
 
 
@@ -220,6 +227,20 @@ class MemoryJournal:
         if self.trouble:
             raise Unavailable(self.trouble)
         self._reflections.setdefault(reflection.dispatch, reflection)
+
+    async def remembered(self, dispatch_ids: Sequence[str]) -> Mapping[str, Remembered]:
+        """Return how dispatches ended, of those that were recorded."""
+        if self.trouble:
+            raise Unavailable(self.trouble)
+        kept = (self._reflections[one] for one in dispatch_ids if one in self._reflections)
+        return {
+            one.dispatch: Remembered(
+                Outcome(one.outcome, "as its reflection tells", one.cause),
+                timedelta(seconds=one.duration_s),
+                one.pull_number,
+            )
+            for one in kept
+        }
 
     async def lessons(self, gap: Gap, limit: int = 5) -> tuple[str, ...]:
         """Return at most `limit` sentences on failures that bear on `gap` (behaviour R7)."""

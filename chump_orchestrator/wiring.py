@@ -21,6 +21,7 @@ from chump_orchestrator.adapters.backends import BackendOptions
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.adapters.ledger import SqliteLedger
+from chump_orchestrator.adapters.local import cgroups
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.daemon.account import Account, account
@@ -48,7 +49,7 @@ from chump_orchestrator.premises import (
 
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
-    from chump_orchestrator.core.ports import Backend
+    from chump_orchestrator.core.ports import Backend, Journal
 
 __all__ = [
     "Busy",
@@ -69,6 +70,9 @@ __all__ = [
 ]
 
 log = structlog.get_logger()
+
+LAST_WRITES_S = 10.0
+"""How long the journal's writes may take that were begun before the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +158,23 @@ async def run(root: Path, loaded: Loaded, options: RunOptions) -> Account:
     decided = await policies(root, loaded)
     fault = check(root, loaded, decided.routes, faults_allowed=options.faults_allowed)
     with daemon_lock(root, loaded):
-        async with open_ledger(root, loaded, readonly=False) as ledger:
+        async with open_ledger(root, loaded, readonly=False, rebuilds=True) as ledger:
             orchestrator = await _orchestrator(root, loaded, options, ledger, decided, fault)
-            await orchestrator.run()
+            try:
+                await orchestrator.run()
+            finally:
+                await _close(orchestrator.world.journal)
             if not options.once:
                 return Account({}, interrupted=orchestrator.interrupted)
             return await account(orchestrator.scheduler, interrupted=orchestrator.interrupted)
+
+
+async def _close(journal: Journal | None) -> None:
+    """Let go of the journal's files, where it has some, so that others find all in them."""
+    close = getattr(journal, "close", None)
+    if close is not None:
+        with anyio.move_on_after(LAST_WRITES_S, shield=True):
+            await close()
 
 
 async def _beside(
@@ -242,6 +257,7 @@ async def _orchestrator(
                 "environment": _agent_environment(settings, environ),
                 "secrets": config.secret_values,
                 "overlay": IDENTITY,
+                "cgroups": cgroups.delegated(),
                 "clock": clock,
             },
         ),
@@ -262,6 +278,7 @@ async def _orchestrator(
         chance=random.Random(seed),
         lessons=getattr(journal, "lessons", None),
         listeners=[options.on_event] if options.on_event else [],
+        hide=logs.Redaction(config.secret_values(environ)).text,
     )
     orchestrator = Orchestrator(
         world,

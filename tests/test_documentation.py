@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.catalogue import CASES
+
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
 README = ROOT / "README.md"
@@ -65,3 +67,20 @@ def test_the_first_steps_of_the_readme_work_as_they_are_written(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert len(lines) - len(carried_out) == 3
     assert "claude/a-1" in done.stdout
+
+
+def test_the_catalogue_of_faults_has_every_case() -> None:
+    page = (ROOT / "docs" / "reference" / "faults.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| (\d+) \| ([^|]+?) \|", page.partition("## What stands")[0], re.MULTILINE
+    )
+
+    assert {int(number): title for number, title in rows} == CASES
+
+
+def test_every_case_of_the_catalogue_is_tried() -> None:
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests/faults").glob("test_*.py"))
+    numbers = re.findall(r"^(?:async )?def test_case_(\d+)_", tests, re.MULTILINE)
+    tried = {int(number) for number in numbers}
+
+    assert tried == set(CASES)

@@ -6,11 +6,13 @@ are held for one short transaction (behaviour R1 to R6).
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +30,8 @@ from chump_orchestrator.adapters.sqlite import (
 )
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.gap import Effort, Gap, domain_of, is_gap_id
-from chump_orchestrator.core.outcome import OutcomeKind
+from chump_orchestrator.core.outcome import Outcome, OutcomeKind
+from chump_orchestrator.core.records import Remembered
 from chump_orchestrator.core.reflection import (
     PATTERN,
     Reflection,
@@ -195,6 +198,19 @@ class SqliteJournal:
             raise translate(error, path) from error
         return _bearing_on(gap, failures, limit)
 
+    async def remembered(self, dispatch_ids: Sequence[str]) -> Mapping[str, Remembered]:
+        """Return how dispatches ended, of those that there are reflections of.
+
+        `Unavailable` when the database cannot be read now. Safe to cancel.
+        """
+        path = self._memory.path
+        try:
+            return await anyio.to_thread.run_sync(
+                _remembered_in, path, tuple(dispatch_ids), self._busy_s, abandon_on_cancel=True
+            )
+        except (sqlite3.Error, OSError) as error:
+            raise translate(error, path) from error
+
     async def close(self) -> None:
         """Finish what was asked for and close both files; safe to call twice."""
         await self._memory.thread.close()
@@ -323,6 +339,44 @@ def _failure(task: str, observed: str, hypothesis: str, directive: str) -> _Fail
         duration_s=int(seen[2]),
         cause=Cause(cause[1]) if cause and cause[1] in tuple(Cause) else None,
         effort=effort[1] if effort else Effort.UNKNOWN,
+    )
+
+
+_OF_DISPATCHES = """
+SELECT episode_id, observed_outcome, hypothesis FROM chump_reflections
+WHERE error_pattern = ? AND episode_id IN (SELECT value FROM json_each(?)) ORDER BY id
+"""
+_PULL = re.compile(r"\bpr=(\d{1,18})\b", re.ASCII)
+
+
+def _remembered_in(path: Path, ids: Sequence[str], busy_s: float) -> dict[str, Remembered]:
+    """Return how dispatches ended, by their ids. Blocks."""
+    if not path.exists():
+        return {}
+    with closing(connect(path, readonly=True, busy_s=busy_s)) as connection:
+        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        if not _names_in(connection, REFLECTIONS).issuperset(
+            {"episode_id", "observed_outcome", "hypothesis", "error_pattern"}
+        ):
+            return {}
+        rows = connection.execute(_OF_DISPATCHES, (PATTERN, json.dumps(ids))).fetchall()
+    told = {row[0]: _remembered(str(row[1]), str(row[2])) for row in rows}
+    return {dispatch: each for dispatch, each in told.items() if each is not None}
+
+
+def _remembered(observed: str, hypothesis: str) -> Remembered | None:
+    seen, cause, pull = (
+        _OBSERVED.search(observed),
+        _CAUSE.search(hypothesis),
+        _PULL.search(observed),
+    )
+    if seen is None or seen[1] not in tuple(OutcomeKind):
+        return None
+    known = Cause(cause[1]) if cause and cause[1] in tuple(Cause) else None
+    return Remembered(
+        Outcome(OutcomeKind(seen[1]), "as its reflection tells", known),
+        timedelta(seconds=int(seen[2])),
+        int(pull[1]) if pull else None,
     )
 
 

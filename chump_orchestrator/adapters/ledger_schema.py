@@ -9,6 +9,7 @@ from pathlib import Path
 from chump_orchestrator.adapters.sqlite import (
     Corrupt,
     connect,
+    for_its_owner_alone,
     migrate,
     schema_version,
     use_wal,
@@ -86,6 +87,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 def for_writing(path: Path) -> sqlite3.Connection:
     """Open the ledger, made or migrated where needed; `Corrupt` when it is damaged."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # what is wrong with it, SQLite tells better
+        for_its_owner_alone(path)
     connection = connect(path)
     try:
         connection.row_factory = sqlite3.Row

@@ -91,8 +91,9 @@ class Losses:
     ) -> Findings:
         """Say what would be lost with this worktree and its branch.
 
-        `entry` of `None` means that git does not know the worktree any more. Raises `Refused`
-        or `Unavailable` when that cannot be told: then nothing may be removed.
+        `entry` of `None` means that git does not know the worktree any more; a workspace without
+        a base is one whose add was cut short. Raises `Refused` or `Unavailable` when that cannot
+        be told: then nothing may be removed.
         """
         path = Path(workspace.path)
         exists = await anyio.to_thread.run_sync(path.is_dir)
@@ -142,7 +143,7 @@ class Losses:
         # Snapshots are no reason to remove, and neither are branches that may be removed next.
         return (
             "--not",
-            workspace.base,
+            *filter(None, (workspace.base,)),
             f"--exclude={SALVAGED}*",
             "--glob=refs/chump/*",
             "--remotes",
@@ -155,7 +156,7 @@ class Losses:
         if not tips:
             return False
         # Not what came from the base branch: an agent that merges it has pushed nothing.
-        begun = [workspace.base]
+        begun = [workspace.base] if workspace.base else []
         if upstream := await self._git.commit(base_ref):
             begun.append(upstream)
         own = await self._revisions(*tips, "--not", *begun)
@@ -167,7 +168,7 @@ class Losses:
             "for-each-ref", "--format=%(objectname)", f"refs/remotes/*/{workspace.branch}"
         )
         for oid in listed.split():
-            if await self._revisions("--max-count=1", oid, "--not", workspace.base):
+            if await self._revisions("--max-count=1", oid, "--not", *begun[:1]):
                 return True
         return False
 

@@ -157,7 +157,7 @@ class GhPulls:
                 log.warning("pulls.branch_unread", branch=watch.branch, error=str(error))
                 seen = self._sightings.get(watch.dispatch) or as_of_launch(watch)
             answer[watch.branch] = self._sightings[watch.dispatch] = seen
-        await self._commits.tidy(watches, asked_at)
+        await self._commits.let_go(watches, self._sightings, asked_at)
         self._forget(watches)
         return answer
 

@@ -105,7 +105,7 @@ class GitPulls:
                 log.warning("pulls.branch_unread", branch=watch.branch, error=str(error))
                 seen = self._sightings.get(watch.dispatch) or as_of_launch(watch)
             answer[watch.branch] = self._sightings[watch.dispatch] = seen
-        await commits.tidy(watches, asked_at)
+        await commits.let_go(watches, self._sightings, asked_at)
         self._forget(commits, watches)
         return answer
 

@@ -6,8 +6,9 @@ commit proves something when it was made here, on this dispatch's branch or by a
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -66,6 +67,7 @@ class Commits:
         self._git = git
         self._remote = remote
         self._ours: dict[str, str] = {}
+        self._kept: dict[str, str] = {}
         self._is_tidy = False
 
     async def ask(
@@ -198,24 +200,40 @@ class Commits:
         """Keep `tip`, which is ours, under `SEEN`."""
         if refs.get(SEEN + watch.dispatch) != tip:
             await self.ask("update-ref", SEEN + watch.dispatch, tip)
+        self._kept[watch.dispatch] = tip
 
-    async def tidy(self, watches: Iterable[Watch], now: datetime) -> None:
-        """Drop the refs under `SEEN` of old commits that nobody asks about; once in a process."""
-        if self._is_tidy:
-            return
-        self._is_tidy = True
+    async def let_go(
+        self, watches: Iterable[Watch], sightings: Mapping[str, PullRequest], now: datetime
+    ) -> None:
+        """Drop the refs under `SEEN` that nothing more can come of.
+
+        Those of requests that were merged and are not asked about any more; once in a process, of
+        all others that are old. `sightings` are the last ones, by dispatch.
+        """
+        asked = {watch.dispatch for watch in watches}
+        for dispatch in self._kept.keys() - asked:
+            seen = sightings.get(dispatch)
+            if seen is not None and seen.state is PullState.MERGED:
+                with contextlib.suppress(Unavailable):  # it goes with age in any case
+                    await self.ask("update-ref", "-d", SEEN + dispatch, self._kept.pop(dispatch))
+        if not self._is_tidy:
+            self._is_tidy = True
+            await self._drop_old(asked, now)
+
+    async def _drop_old(self, asked: Collection[str], now: datetime) -> None:
         shape = "--format=%(committerdate:unix) %(objectname) %(refname)"
         listing = await self.ask("for-each-ref", shape, SEEN)
-        asked = {SEEN + watch.dispatch for watch in watches}
         for line in listing.splitlines():
             seconds, oid, ref = line.split(" ", 2)
-            if int(seconds) < (now - KEPT).timestamp() and ref not in asked:
+            is_old = int(seconds) < (now - KEPT).timestamp()
+            if is_old and ref.removeprefix(SEEN) not in asked:
                 await self.ask("update-ref", "-d", ref, oid)
 
     def forget(self, watches: Iterable[Watch]) -> None:
         """Drop from memory what is not of `watches`."""
         kept = {watch.dispatch for watch in watches}
         self._ours = {name: tip for name, tip in self._ours.items() if name in kept}
+        self._kept = {name: tip for name, tip in self._kept.items() if name in kept}
 
 
 def _epoch(selector: str) -> int:

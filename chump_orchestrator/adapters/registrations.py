@@ -21,6 +21,9 @@ REASON = "chump:"
 QUARANTINE = "chump-quarantine"
 """In git's common directory: broken entries of ours, kept for whoever wants to know."""
 
+EMPTY_COMMONDIR = "its commondir is empty"
+"""What is wrong with an entry that most commands of git give up at; others they overlook."""
+
 _HEAD = re.compile(r"ref: refs/\S+|(?!0+$)[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 LARGEST_BYTES = 8192
@@ -40,6 +43,11 @@ class Registration:
     reason: str | None
     head: str
     broken: str
+
+    @property
+    def stops_git(self) -> bool:
+        """Whether git fails in the whole repository until this entry is gone, or whole."""
+        return self.path is not None and self.broken == EMPTY_COMMONDIR
 
     @property
     def branch(self) -> str:
@@ -67,11 +75,13 @@ def registered(common_dir: Path, path: Path) -> Registration | None:
 
 
 def checked_out(common_dir: Path) -> frozenset[str]:
-    """Return the full names of the branches checked out in any work tree. Blocks."""
+    """Return the full names of the branches checked out in any work tree. Blocks.
+
+    What does not say where its work tree is has none; git overlooks it, too.
+    """
     main = _text(common_dir / "HEAD") or ""
-    return frozenset(
-        {entry.branch for entry in registrations(common_dir)} | {main.removeprefix("ref: ")}
-    )
+    there = (entry for entry in registrations(common_dir) if entry.path is not None)
+    return frozenset({entry.branch for entry in there} | {main.removeprefix("ref: ")})
 
 
 def quarantine(entry: Registration, common_dir: Path) -> Path:
@@ -126,14 +136,16 @@ def processes_inside(path: Path) -> tuple[str, ...]:
 def _read(admin: Path, common_dir: Path) -> Registration:
     gitdir = _text(admin / "gitdir") or ""
     head = _text(admin / "HEAD") or ""
-    commondir = _text(admin / "commondir") or ""
+    commondir = _text(admin / "commondir")
     broken = ""
-    if not gitdir:
+    if gitdir and commondir == "":
+        broken = EMPTY_COMMONDIR
+    elif not gitdir:
         broken = "its gitdir is empty or missing"
     elif not _HEAD.fullmatch(head):
         broken = "its HEAD is empty or missing"
     elif not commondir or os.path.realpath(admin / commondir) != os.path.realpath(common_dir):
-        broken = "its commondir is empty, missing or wrong"
+        broken = "its commondir is missing or wrong"
     path = Path(os.path.normpath(admin / gitdir)).parent if gitdir else None
     return Registration(admin, path, _text(admin / "locked"), head, broken)
 

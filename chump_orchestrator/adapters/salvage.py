@@ -23,6 +23,9 @@ IDENTITY = {
     "GIT_COMMITTER_EMAIL": "chump-dispatch@chump.bot",
 }
 
+HEAD, STAGED, BASE, WHY = "Head", "Staged", "Base", "Why"
+"""Begin lines of a snapshot's message, which tell its parents apart; see `adapters.salvaged`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -63,6 +66,7 @@ class Salvage:
             return Snapshot(before, complete)
         parents = await self._independent([*found.commits, *([before] if before else [])])
         heads = {*found.commits[:1], found.tip}
+        index = ""
         if tree or len(parents) != 1 or parents[0] not in heads:
             dates = {
                 name: f"@{moment.timestamp():.0f} +0000"
@@ -70,11 +74,12 @@ class Salvage:
             }
             identity = {**IDENTITY, **dates}
             if staged:
-                parents.append(await self._make(staged, found.commits[:1], "Staged", identity))
+                index = await self._make(staged, found.commits[:1], "Staged", identity)
+                parents.append(index)
             if not tree:
                 head = found.commits[0] if found.commits else ""
                 tree = await self._git.tree(head) or await self._empty_tree()
-            message = f"Salvage {workspace.branch} of {dispatch_id}"
+            message = _message(workspace, found, dispatch_id, index)
             oid = await self._make(tree, parents, message, identity)
         else:
             oid = parents[0]
@@ -143,3 +148,14 @@ class Salvage:
 
     async def _revisions(self, *args: str) -> list[str]:
         return (await self._git.text("rev-list", *args, timeout=SLOW)).split()
+
+
+def _message(workspace: Workspace, found: Findings, dispatch_id: str, index: str) -> str:
+    told = {
+        HEAD: found.commits[0] if found.commits else "",
+        STAGED: index,
+        BASE: workspace.base,
+        WHY: " ".join("; ".join(found.reasons).split()),
+    }
+    lines = "\n".join(f"{name}: {value}" for name, value in told.items() if value)
+    return f"Salvage {workspace.branch} of {dispatch_id}\n\n{lines}"

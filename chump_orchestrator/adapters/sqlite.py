@@ -67,6 +67,19 @@ def translate(error: Exception, path: Path) -> Exception:
     return told
 
 
+def for_its_owner_alone(path: Path) -> None:
+    """Make a file that is missing, and let nobody but its owner read it, whatever the umask.
+
+    What SQLite puts beside a database has the same mode. Raises `OSError`.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_mode & 0o077:
+            os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
 def storable(text: str) -> str:
     """Return `text` with lone surrogates, which SQLite cannot hold, replaced by `?`."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
@@ -146,6 +159,7 @@ def migrate(
 def _back_up(connection: sqlite3.Connection, copy: Path) -> None:
     half = copy.with_name(f"{copy.name}.tmp")
     half.unlink(missing_ok=True)
+    for_its_owner_alone(half)
     target = sqlite3.connect(half)
     try:
         connection.backup(target)

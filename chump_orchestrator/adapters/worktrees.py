@@ -18,7 +18,7 @@ import anyio.to_thread
 import structlog
 
 from chump_orchestrator.adapters import registrations, rooms
-from chump_orchestrator.adapters.git import Git
+from chump_orchestrator.adapters.git import Git, failure
 from chump_orchestrator.adapters.losses import QUIET, SALVAGED, Findings, Losses
 from chump_orchestrator.adapters.registrations import REASON, Registration
 from chump_orchestrator.adapters.salvage import Salvage
@@ -121,11 +121,18 @@ class GitWorktrees:
         return await self._upstream.refresh(at_least)
 
     async def propose(self, gap: Gap) -> Names:
+        entries = await self._entries()
+        for entry in entries:
+            if entry.stops_git:
+                raise Unavailable(
+                    f"{entry.admin} is broken ({entry.broken}), which stops git in the whole"
+                    " repository; see whose it is, and move it away"
+                )
         listed = await self._git.text(
             "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes"
         )
         taken = {slug for slug in self._reserved() if slug != gap.slug}
-        taken |= {entry.path.name for entry in await self._entries() if entry.path is not None}
+        taken |= {entry.path.name for entry in entries if entry.path is not None}
         for branch in (*_branches(listed.split("\n")), *await self._upstream.heads(self._prefix)):
             if branch.startswith(self._prefix):
                 # A branch `x/y` is in the way of a branch `x`, too.
@@ -183,7 +190,9 @@ class GitWorktrees:
         try:
             found = await self._losses.examine(workspace, entry, await self._upstream.ref())
         except Refused as error:
-            return Removal(removed=False, reason=f"it cannot be examined: {error}")
+            reason = f"it cannot be examined: {error}"
+            log.warning("worktree.kept", path=str(path), why=reason, ref="")
+            return Removal(removed=False, reason=reason)
         if not found.reasons:
             if await self._take_down(workspace, entry, found.tip, dispatch_id):
                 log.info("worktree.removed", path=str(path), branch=workspace.branch)
@@ -348,10 +357,15 @@ class GitWorktrees:
         ref = f"refs/heads/{workspace.branch}"
         in_use = await anyio.to_thread.run_sync(registrations.checked_out, self._git.common_dir)
         if tip and ref not in in_use:
-            deleted = await self._git.run("update-ref", "-d", "--", ref, tip)
+            deletion = ("update-ref", "-d", "--", ref, tip)
+            deleted = await self._git.run(*deletion)
             if deleted.code == 0:
                 section = f"branch.{workspace.branch}"
                 await self._git.run("config", "--local", "--remove-section", section)
+            elif isinstance(error := failure(deletion, deleted), Unavailable):
+                # Without its folder it is examined again, and goes, once the lock is free.
+                await anyio.to_thread.run_sync(rooms.delete, trash)
+                raise error
         return trash
 
     async def _save(

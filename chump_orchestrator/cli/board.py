@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
-from chump_orchestrator.cli.render import duration, harmless, table
+from chump_orchestrator.cli.render import duration, table
 from chump_orchestrator.core.gap import on_one_line
+from chump_orchestrator.core.tail import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -17,12 +17,13 @@ import click
 
 from chump_orchestrator import premises
 from chump_orchestrator.cli.options import GapId, Invocation, everywhere
-from chump_orchestrator.cli.render import harmless, note
+from chump_orchestrator.cli.render import note
 from chump_orchestrator.cli.repository import entered, wait_for
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.ports import Ledger
 from chump_orchestrator.core.records import Record
+from chump_orchestrator.core.tail import harmless
 
 CHUNK = 256 * 1024
 """Bytes read at once."""

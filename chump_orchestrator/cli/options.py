@@ -126,9 +126,13 @@ def choosing(command: Command) -> Command:
 def flags(
     backlog: Path | None, base_ref: str | None, max_parallel: int | None
 ) -> dict[str, object]:
-    """Return the options of `choosing` as settings by their keys."""
+    """Return the options of `choosing` as settings by their keys.
+
+    A file that is named is read as it lies there, whatever ref the settings read theirs from.
+    """
     return {
         "backlog.path": None if backlog is None else _absolute(backlog),
+        "backlog.ref": None if backlog is None else "",
         "base_ref": base_ref,
         "max_parallel": max_parallel,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,8 +24,6 @@ FREE_TEXT = 24
 below them."""
 
 INDENT = "    "
-
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 
 
 def emit(document: Mapping[str, object]) -> None:
@@ -127,8 +124,3 @@ def duration(seconds: float | None) -> str:
 def instant(at: datetime) -> str:
     """Return an instant in UTC, `2026-04-27T12:00:00Z`."""
     return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def harmless(text: str) -> str:
-    """Return an agent's output without what would move, colour or rename a terminal."""
-    return plain(_ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))

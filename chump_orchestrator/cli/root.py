@@ -32,6 +32,7 @@ COMMANDS = {
     "resume": ("act", "Start agents again."),
     "drain": ("act", "Let the daemon end once its agents have ended."),
     "reload": ("act", "Have the daemon read settings and backlog anew."),
+    "salvage": ("salvage", "List, show and restore work that was kept when its worktree went."),
     "backlog": ("read", "Look at the backlog itself."),
     "config": ("settings", "Look at the settings."),
     "demo": ("demo", "Drain a made-up backlog with scripted agents, without any account."),

@@ -21,7 +21,9 @@ from chump_orchestrator.core.records import (
     Parked,
     Pause,
     Progress,
+    Recalled,
     Record,
+    Remembered,
     Removal,
     Settlement,
     Usage,
@@ -143,6 +145,13 @@ class Agent(Protocol):
         """Tell its shim the active time at which to stop it by itself."""
         ...
 
+    async def recount(self) -> None:
+        """Take over its shim's count of active time, which leaves out when all stood still.
+
+        Nothing changes when the shim does not answer. Takes some seconds at most.
+        """
+        ...
+
 
 class Executor(Protocol):
     """Where agents run."""
@@ -168,6 +177,13 @@ class Executor(Protocol):
 
     async def known(self) -> tuple[str, ...]:
         """Return the ids of all dispatches that have left something on disk."""
+        ...
+
+    async def recall(self, dispatch_id: str) -> Recalled | None:
+        """Return what was written down of a dispatch before it was launched.
+
+        For a ledger that has no row of it. `None` when nothing of that can be understood.
+        """
         ...
 
     async def discard(self, dispatch_id: str) -> None:
@@ -371,5 +387,12 @@ class Journal(Protocol):
         """Write the rows of one reflection, at most once however often it is called.
 
         `Unavailable` when a database cannot be written now.
+        """
+        ...
+
+    async def remembered(self, dispatch_ids: Sequence[str]) -> Mapping[str, Remembered]:
+        """Return how dispatches ended, of those that it has reflections of.
+
+        `Unavailable` when it cannot be read now.
         """
         ...

@@ -70,6 +70,27 @@ class Denied:
     until: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What was written down of a dispatch when its agent was launched, apart from the ledger.
+
+    `launched_at` is when its agent was started, in UTC, `None` when none was, as far as is known.
+    """
+
+    dispatch: Dispatch
+    workspace: Workspace
+    launched_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """How a dispatch ended, as its reflection tells; `pull_number` of `None` is none."""
+
+    outcome: Outcome
+    duration: timedelta
+    pull_number: int | None = None
+
+
 class DispatchState(StrEnum):
     """Where a dispatch is on its way; the order of effects is in docs/explanation."""
 

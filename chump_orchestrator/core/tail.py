@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
+
+from chump_orchestrator.core.gap import plain
 
 TAIL_LINES = 64
 """Lines kept per agent: enough for a traceback and its cause."""
@@ -12,6 +15,14 @@ LINE_BYTES = 8192
 
 WORDS = (b"error", b"warn", b"fail", b"panic")
 """What makes a line telling, in any case; it counts only in the part that is kept."""
+
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
+
+
+def harmless(text: str) -> str:
+    """Return an agent's output without what would move, colour or rename a terminal."""
+    return plain(_ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))
 
 
 class Tail:

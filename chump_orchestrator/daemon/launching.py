@@ -74,14 +74,45 @@ async def launch(
     fresh_base: datetime | None,
     on_id: Callable[[str], None],
     is_wanted: Callable[[], bool],
+    making: anyio.CancelScope,
 ) -> Launched | Failed | Postponed | Unwanted:
     """Dispatch `gap`: plan, worktree, lease, agent, in this order (behaviour D2).
 
     With `fresh_base`, a base fetched before that instant is fetched again. `on_id` is told the
     dispatch's id as soon as there is one. `is_wanted` is asked again before each step, the last
-    time just before the agent is started. Cancelled on the way, it leaves a record from which
-    recovery knows what to undo.
+    time just before the agent is started. Cancelling `making` gives up the steps that git may
+    hang in, all up to the worktree. Cancelled otherwise, it leaves a record from which recovery
+    knows what to undo.
     """
+    made: Record | Failed | Postponed | Unwanted = Unwanted()
+    with making:
+        made = await _make(world, gap, route, fresh_base, on_id, is_wanted, making)
+    if not isinstance(made, Record) or made.workspace is None:
+        return Unwanted() if isinstance(made, Record) else made
+    dispatch, workspace = made.dispatch, made.workspace
+    result: Launched | Failed | Unwanted
+    try:
+        result = await _in_workspace(world, made, workspace, is_wanted)
+    except (Unavailable, Refused, ConfigError) as error:
+        result = Failed(made, _spawn_failed(str(error)))
+    is_undone = not isinstance(result, Launched) and await undo(world, dispatch.id, workspace)
+    if isinstance(result, Failed) and is_undone:
+        return replace(result, record=replace(result.record, workspace=None))
+    if isinstance(result, Unwanted):
+        await _abort(world, dispatch)
+    return result
+
+
+async def _make(
+    world: World,
+    gap: Gap,
+    route: Route,
+    fresh_base: datetime | None,
+    on_id: Callable[[str], None],
+    is_wanted: Callable[[], bool],
+    making: anyio.CancelScope,
+) -> Record | Failed | Postponed | Unwanted:
+    """Plan a dispatch and make its worktree; a record has one."""
     try:
         base = await world.worktrees.refresh(at_least=fresh_base)
         names = await world.worktrees.propose(gap)
@@ -107,30 +138,30 @@ async def launch(
     structlog.contextvars.bind_contextvars(
         gap=gap.id, dispatch=dispatch.id, backend=route.backend, attempt=attempt
     )
-    try:
-        await world.ledger.add(dispatch)
-    except (Unavailable, Refused) as error:
-        return Postponed(str(error))
     record = Record(dispatch, DispatchState.PLANNED)
     try:
-        workspace = await world.worktrees.add(names, base, dispatch.id)
-    except (Unavailable, Refused) as error:
-        return Failed(record, _spawn_failed(f"no worktree: {error}"))
-    in_workspace = replace(record, workspace=workspace)
-    try:
-        result = await _in_workspace(world, in_workspace, workspace, is_wanted)
-    except (Unavailable, Refused, ConfigError) as error:
-        result = Failed(in_workspace, _spawn_failed(str(error)))
-    is_undone = not isinstance(result, Launched) and await undo(world, dispatch.id, workspace)
-    if isinstance(result, Failed) and is_undone:
-        return replace(result, record=replace(result.record, workspace=None))
-    if isinstance(result, Unwanted):
         try:
-            await world.ledger.abort(dispatch.id, "nobody wanted it any more", world.clock.now())
+            await world.ledger.add(dispatch)
         except (Unavailable, Refused) as error:
-            # The next start finds that it never had an agent.
-            log.warning("ledger.unavailable", error=str(error))
-    return result
+            return Postponed(str(error))
+        try:
+            workspace = await world.worktrees.add(names, base, dispatch.id)
+        except (Unavailable, Refused) as error:
+            return Failed(record, _spawn_failed(f"no worktree: {error}"))
+    except anyio.get_cancelled_exc_class():
+        if making.cancel_called:
+            with anyio.CancelScope(shield=True):
+                await _abort(world, dispatch)
+        raise
+    return replace(record, workspace=workspace)
+
+
+async def _abort(world: World, dispatch: Dispatch) -> None:
+    try:
+        await world.ledger.abort(dispatch.id, "nobody wanted it any more", world.clock.now())
+    except (Unavailable, Refused) as error:
+        # The next start finds that it never had an agent.
+        log.warning("ledger.unavailable", error=str(error))
 
 
 async def _in_workspace(

@@ -14,6 +14,7 @@ from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Exit
 from chump_orchestrator.core.records import DispatchState, Record
 from chump_orchestrator.daemon.launching import undo
+from chump_orchestrator.daemon.rebuilding import rebuild
 from chump_orchestrator.daemon.settling import tidy
 
 if TYPE_CHECKING:
@@ -45,10 +46,12 @@ async def recover(world: World) -> tuple[TakenUp, ...]:
     """Bring every dispatch on record into a state that the daemon can go on from.
 
     To be called once, before anything is dispatched. What never started is aborted and its
-    worktree and lease given back; what was settled but not tidied is tidied now.
+    worktree and lease given back; what was settled but not tidied is tidied now. What the ledger
+    has no row of, as it was made anew, gets one first.
     """
     for told in await world.worktrees.heal():
         log.warning("worktree.healed", what=told)
+    await rebuild(world)
     found: list[TakenUp] = []
     for record in await world.ledger.records(active=True):
         taken = await _take_up(world, record)
@@ -61,7 +64,6 @@ async def recover(world: World) -> tuple[TakenUp, ...]:
         if dispatch_id not in active:
             await world.leases.release(dispatch_id)
             log.info("lease.released", dispatch=dispatch_id, why="its dispatch has ended")
-    await _tell_strangers(world, active)
     fuse = await world.ledger.fuse()
     if fuse.trial and fuse.trial not in active:
         await world.ledger.set_fuse(fuse.forgotten(fuse.trial))
@@ -105,6 +107,11 @@ async def _taken_up(world: World, record: Record, agent: Agent | None) -> TakenU
             launched_at=record.launched_at or dispatch.created_at,
         )
         await world.ledger.update(dispatch.id, record)
+    if record.workspace is None and agent is not None:
+        # Its row was being made anew when an earlier daemon died.
+        recalled = await world.executor.recall(dispatch.id)
+        if recalled is not None:
+            record = replace(record, workspace=recalled.workspace)
     log.info(
         "dispatch.taken_up",
         dispatch=dispatch.id,
@@ -129,13 +136,3 @@ async def regain(world: World, record: Record) -> TakenUp:
             return TakenUp(ended, None)
         if taken.is_reachable:
             return taken
-
-
-async def _tell_strangers(world: World, active: set[str]) -> None:
-    try:
-        recorded = {record.dispatch.id for record in await world.ledger.records()}
-        for dispatch_id in await world.executor.known():
-            if dispatch_id not in active and dispatch_id not in recorded:
-                log.warning("dispatch.unknown", dispatch=dispatch_id)
-    except (Unavailable, Refused) as error:
-        log.warning("dispatch.unlisted", error=str(error))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+
+import anyio
 
 from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
 from chump_orchestrator.core.gap import PERPETUAL, Gap
@@ -22,6 +24,7 @@ class Place:
 
     `siblings` is how many other agents were in flight when its own ended (behaviour R4).
     `broken` is one that ended in a bug: nothing starts the gap again before the next start.
+    `making` is the scope of the steps before there is a worktree, which a stop gives up.
     """
 
     gap: Gap
@@ -35,6 +38,7 @@ class Place:
     settled: bool = False
     broken: bool = False
     siblings: int | None = None
+    making: anyio.CancelScope = field(default_factory=anyio.CancelScope, compare=False)
 
     @property
     def holds_slot(self) -> bool:
@@ -49,6 +53,7 @@ class Place:
         """Ask for its agent to be stopped, as soon as there is one; the first reason counts."""
         asked = self.stop_asked or (reason, False)
         self.stop_asked = (asked[0], asked[1] or now)
+        self.making.cancel()
         if self.supervisor is not None:
             self.supervisor.request_stop(reason, now=now)
 

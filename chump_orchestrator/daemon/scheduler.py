@@ -43,7 +43,6 @@ log = structlog.get_logger()
 LEASE_GLANCE = timedelta(seconds=30)
 """How often others' leases are looked at while there are some."""
 
-
 UNTIDY_S, LONGEST_UNTIDY_S = 1.0, 30.0
 """Between two attempts to tidy up after a dispatch, doubling, and from where on to give up."""
 
@@ -267,6 +266,7 @@ class Scheduler:
             fresh_base=self._shipped_at,
             on_id=note,
             is_wanted=lambda: place.stop_asked is None and not self.draining,
+            making=place.making,
         )
         if isinstance(result, Launched | Failed):
             place.attempt = result.record.dispatch.attempt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
 from chump_orchestrator.core.records import Parked, Record, Settlement, Usage
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import task_class
+from chump_orchestrator.core.tail import harmless
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Agent
@@ -37,8 +39,11 @@ async def settle(
     usage: Usage,
     lease_ends_at: datetime | None = None,
     backend_at_fault: bool = False,
+    ended_at: datetime | None = None,
 ) -> Outcome:
     """Write the outcome down and put its reflection into the outbox, in one transaction.
+
+    `ended_at` of `None` is now.
 
     Returns the outcome with its cause. A ledger that does not answer delays it; cancelled
     meanwhile, nothing is settled, and the next start does it from the record. Once written, it is
@@ -47,7 +52,8 @@ async def settle(
     if outcome.is_failure:
         words = "\n".join((*agent.tail(), agent.last_words())) if agent else outcome.reason
         outcome = replace(outcome, cause=cause_of(outcome.cause, words))
-    ended_at = world.clock.now()
+    outcome = replace(outcome, reason=world.hide(outcome.reason))
+    ended_at = ended_at or world.clock.now()
     progress = record.pull is not None and record.pull.state is not PullState.NONE
     while True:
         try:
@@ -120,7 +126,7 @@ async def _settlement(
         model=dispatch.route.model,
         provider_pfx=dispatch.route.provider_pfx,
         siblings=siblings,
-        tail=agent.tail() if agent else (),
+        tail=_storable(world, agent.tail()) if agent else (),
         cost_usd=usage.cost_usd,
         ended_at=ended_at,
     )
@@ -135,6 +141,11 @@ async def _settlement(
         tokens=usage.tokens,
         excused=backend_at_fault,
     )
+
+
+def _storable(world: World, tail: Sequence[str]) -> tuple[str, ...]:
+    """Return an agent's telling lines without secrets, and without what would move a terminal."""
+    return tuple(world.hide(harmless(line).replace("\n", " ")) for line in tail)
 
 
 def _parked(what: object, record: Record, now: datetime) -> Parked | None:

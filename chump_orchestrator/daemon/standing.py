@@ -42,7 +42,7 @@ async def standing(
         if gap.status == PERPETUAL:
             latest = await ledger.latest(1, gap.id)
             ended_at = latest[0].ended_at if latest and latest[0].outcome else None
-            if ended_at is not None and ended_at + repeat > now:
+            if ended_at is not None and ended_at <= now < ended_at + repeat:
                 again = ended_at + repeat
                 holds[gap.id] = Hold(HoldKind.RESTING, "it has had its run (pick.repeat)", again)
     for parked in await ledger.parked():
@@ -51,7 +51,8 @@ async def standing(
             continue
         if parked.until is None:
             holds[parked.gap] = Hold(HoldKind.PARKED, parked.reason)
-        elif parked.until > now:
+        elif parked.since <= now < parked.until:
+            # What began in the future was written before the clock was put back, and is over.
             kind = HoldKind.LEASED if await _was_refused(ledger, parked.gap) else HoldKind.BACKOFF
             holds[parked.gap] = Hold(kind, parked.reason, parked.until)
     for gap_id, dispatch in active.items():

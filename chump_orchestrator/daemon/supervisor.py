@@ -180,15 +180,20 @@ class Supervisor:
             is_merged = self._pull is not None and self._pull.state is PullState.MERGED
             if self._is_given_up and not is_merged:
                 return Outcome(OutcomeKind.CANCELLED, STOPPED_BY_OPERATOR)
-            match judge(self._observe(), deadlines):
+            verdict = judge(self._observe(), deadlines)
+            if isinstance(verdict, Stop) and self.stop_asked is None and self.agent is not None:
+                # Our clock went on while all stood still; the shim's count leaves that out.
+                await self.agent.recount()
+                verdict = judge(self._observe(), deadlines)
+            match verdict:
                 case Settle(outcome):
                     return outcome
                 case Stop(reason):
                     await self._stop(reason)
                     await self.bell.wait(deadlines.grace + ASK_AGAIN)
-                case Wait() as verdict:
-                    await self._act(verdict)
-                    await self.bell.wait(self._next(verdict.recheck))
+                case Wait() as wait:
+                    await self._act(wait)
+                    await self.bell.wait(self._next(wait.recheck))
 
     @property
     def _is_given_up(self) -> bool:

@@ -78,6 +78,8 @@ class World:
     chance: random.Random
     lessons: Callable[[Gap], Awaitable[tuple[str, ...]]] | None = None
     listeners: list[Listener] = field(default_factory=list)
+    hide: Callable[[str], str] = str
+    """Takes secrets out of a text that is to be kept; what a program said may quote one (I7)."""
 
     def tell(self, event: str, **fields: object) -> None:
         """Pass an event on to whoever listens, such as a terminal; logging is the caller's.

@@ -35,6 +35,8 @@ class Order:
         )
         self.head_bytes = _count(spec, "head_bytes")
         self.ring_bytes = _count(spec, "ring_bytes")
+        # Of a daemon that knows of no control groups the key is missing.
+        self.cgroup = _text(spec, "cgroup") if spec.get("cgroup") is not None else None
 
 
 class Secrets:

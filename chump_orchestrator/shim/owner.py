@@ -11,6 +11,7 @@ import math
 import os
 import signal
 
+from chump_orchestrator.shim.cgroup import confine
 from chump_orchestrator.shim.child import Child, SpawnError, fork
 from chump_orchestrator.shim.control import Control
 from chump_orchestrator.shim.detaching import detach
@@ -110,14 +111,15 @@ class Owner:
         adopt_orphans()
         try:
             child = fork(self._order, secrets, umask)  # s3
+            cgroup = confine(child.pid, self._order.cgroup, self._order.dispatch)
             try:
-                running = describe(child.pid, os.getpid())
+                running = describe(child.pid, os.getpid(), cgroup)
                 self._running = {**running, "started_at": self._started_at}
                 self._write(RUNNING, self._running)  # s4
             except OSError as error:
                 child.abandon()
                 raise Leave(f"cannot write {RUNNING}: {error}") from error
-            self._tree = Tree(child.pid, self._order.dispatch)
+            self._tree = Tree(child.pid, self._order.dispatch, cgroup)
             self._serve(child, secrets)
             child.release()  # s5
         except SpawnError as error:
@@ -329,6 +331,8 @@ class Owner:
         The sweep is over by now, so no signal can meet whoever gets its pid next.
         """
         ending = self._tree.bury_agent() if self._tree else None
+        if self._tree is not None:
+            self._tree.release()
         if self._spawn_error is not None:
             ending = None
         why = self._spawn_error

@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+from chump_orchestrator.shim.cgroup import Cgroup
+
 if sys.platform == "linux":
     from chump_orchestrator.shim import linux as host
 else:
@@ -22,8 +24,9 @@ class Tree:
     `cpu_s` the time of all that were reaped.
     """
 
-    def __init__(self, agent: int, dispatch: str) -> None:
+    def __init__(self, agent: int, dispatch: str, cgroup: Cgroup | None = None) -> None:
         self.agent = agent
+        self._cgroup = cgroup
         self.swept: set[int] = set()
         self.peak_rss_bytes = 0
         self.cpu_s = 0.0
@@ -44,7 +47,7 @@ class Tree:
         """
         behind: list[int] = []
         for _ in range(_LOOKS):
-            found = set(host.living(self.agent, self._dispatch))
+            found = set(host.living(self.agent, self._dispatch)) | self._confined()
             if found:
                 return found
             behind = host.adopted(self.agent)
@@ -65,7 +68,9 @@ class Tree:
 
     def kill_all(self) -> None:
         """Kill everything that is alive."""
-        self._killed |= host.kill_all(self.agent, self._dispatch)
+        self._killed |= host.kill_all(self.agent, self._dispatch) | self._confined()
+        if self._cgroup is not None:
+            self._cgroup.kill()
 
     def sweep(self, *, kill: bool) -> bool:
         """Ask each process that the agent left to end, once, or kill it; whether none was left."""
@@ -79,6 +84,17 @@ class Tree:
                 _signal(pid, signal.SIGTERM)
             self._asked |= living
         return not living
+
+    def _confined(self) -> set[int]:
+        """What lives in the control group, which nothing leaves by forking."""
+        if self._cgroup is None:
+            return set()
+        return {pid for pid in self._cgroup.processes() if host.is_alive(pid)}
+
+    def release(self) -> None:
+        """Give back the control group, of which nothing is left."""
+        if self._cgroup is not None:
+            self._cgroup.remove()
 
     def bury_orphans(self) -> None:
         """Reap what the agent orphaned and has ended since."""
@@ -103,7 +119,7 @@ class Tree:
         return None
 
 
-def describe(pid: int, shim: int) -> dict[str, object]:
+def describe(pid: int, shim: int, cgroup: Cgroup | None) -> dict[str, object]:
     """What recovery needs to know about the two processes that it may find again."""
     return {
         "shim_pid": shim,
@@ -112,7 +128,7 @@ def describe(pid: int, shim: int) -> dict[str, object]:
         "pgid": pid,
         "start": host.start_of(pid),
         "boot_id": host.boot_id(),
-        "cgroup": None,
+        "cgroup": cgroup.path if cgroup else None,
     }
 
 

@@ -52,6 +52,7 @@ BODIES = {
     "null-data": '{"data":null}',
     "null-repository": '{"data":{"rateLimit":null,"repository":null}}',
     "number": "7",
+    "rate-limited-200": '{"data":null,"errors":[{"type":"RATE_LIMITED","message":"Slow down"}]}',
     "errors-exit-0": '{"data":null,"errors":[{"message":"Something went wrong"}]}',
 }
 """Answers with exit status 0 that are none."""

@@ -74,6 +74,7 @@ class Bench:
         overlay: Mapping[str, str] | None = None,
         secrets: tuple[str, ...] = (),
         python: str = sys.executable,
+        cgroups: Path | None = None,
     ) -> LocalExecutor:
         """Return an executor on the state folder, as another daemon would have."""
 
@@ -88,6 +89,7 @@ class Bench:
             overlay=overlay or {},
             clock=RealClock(),
             python=python,
+            cgroups=cgroups,
         )
 
     def id(self) -> str:

@@ -433,6 +433,25 @@ async def test_old_sightings_that_nobody_asks_about_are_let_go(repository: ARepo
     assert left == "refs/chump/seen/claude-gap-1"
 
 
+async def test_what_was_merged_and_is_settled_leaves_nothing_behind(
+    repository: ARepository,
+) -> None:
+    """There is one for each dispatch: kept for good, they would slow git down."""
+    repository.pushed(BRANCH)
+    repository.pushed("claude/gap-2")
+    repository.on_main(*MERGES["squash"])
+    watches = [repository.watch(BRANCH), repository.watch("claude/gap-2")]
+    pulls = pulls_of(repository)
+    seen = ("for-each-ref", "--format=%(refname)", "refs/chump/seen")
+    for _ in range(2):  # while it is asked about it stays
+        assert (await pulls.look(watches))[BRANCH].state is PullState.MERGED
+        assert len(repository.git(*seen).splitlines()) == 2
+
+    await pulls.look(watches[1:])
+
+    assert repository.git(*seen) == "refs/chump/seen/claude-gap-2"
+
+
 async def test_before_anything_is_dispatched_a_base_on_no_usable_remote_is_told(
     repository: ARepository,
 ) -> None:

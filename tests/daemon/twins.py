@@ -28,6 +28,7 @@ from chump_orchestrator.core.records import (
     Denied,
     Lease,
     Progress,
+    Recalled,
     Removal,
     Usage,
     Watch,
@@ -104,6 +105,9 @@ class ScriptedAgent:
     async def extend(self, hard: timedelta) -> None:
         self.hard = hard
 
+    async def recount(self) -> None:
+        """Its clock is the loop's, which never stands still."""
+
 
 class ScriptedExecutor:
     """Starts scripted agents; `on_launch` may make a launch fail or give an agent its script."""
@@ -113,6 +117,7 @@ class ScriptedExecutor:
         self.agents: dict[str, ScriptedAgent] = {}
         self.launched: list[str] = []
         self.discarded: list[str] = []
+        self.orders: dict[str, Recalled] = {}
         self.unreachable = ""
         self.on_launch: Callable[[Dispatch, ScriptedAgent], None] = lambda _d, _a: None
 
@@ -122,6 +127,7 @@ class ScriptedExecutor:
         agent = ScriptedAgent(dispatch.id, 1000 + len(self.launched), self.clock)
         self.on_launch(dispatch, agent)
         self.agents[dispatch.gap.id] = agent
+        self.orders[dispatch.id] = Recalled(dispatch, workspace, self.clock.now())
         self.launched.append(dispatch.gap.id)
         return agent
 
@@ -132,6 +138,9 @@ class ScriptedExecutor:
 
     async def known(self) -> tuple[str, ...]:
         return tuple(agent.id for agent in self.agents.values())
+
+    async def recall(self, dispatch_id: str) -> Recalled | None:
+        return self.orders.get(dispatch_id)
 
     async def discard(self, dispatch_id: str) -> None:
         self.discarded.append(dispatch_id)

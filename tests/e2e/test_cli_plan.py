@@ -62,6 +62,19 @@ def test_flags_without_a_command_change_the_choice(repository: Repository) -> No
     assert "WOULD DISPATCH: OTHER-1" in other.out
 
 
+def test_a_backlog_that_is_named_is_read_as_it_lies_there(repository: Repository) -> None:
+    """Settings may read theirs from a ref, which has no such file."""
+    repository.write(".chump/orchestrator.toml", "backlog.ref = 'main'")
+    repository.write(
+        "docs/sub/other.yaml", "gaps: [{id: OTHER-1, priority: P0, effort: m, status: open}]"
+    )
+
+    said = repository.say("plan", "--backlog", "docs/sub/other.yaml")
+
+    assert said.code == 0
+    assert "OTHER-1" in said.out
+
+
 def test_an_empty_choice_is_a_note_and_no_failure(repository: Repository) -> None:
     """Behaviour C2."""
     repository.write("docs/gaps.yaml", "gaps: []")

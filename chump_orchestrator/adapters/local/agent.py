@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -105,11 +106,18 @@ class ShimAgent:
 
     async def follow(self, on_line: Callable[[str], None]) -> Exit:
         if self._exit is None:
+            found: Found | Unavailable
             async with anyio.create_task_group() as group:
                 for stream in _STREAMS:
                     group.start_soon(self._listen, stream, on_line)
-                found = await self._await_end()
-                group.cancel_scope.deadline = anyio.current_time() + _LISTEN_ON_S
+                try:
+                    found = await self._await_end()
+                    group.cancel_scope.deadline = anyio.current_time() + _LISTEN_ON_S
+                except Unavailable as error:  # raised in here it would come out within a group
+                    found = error
+                    group.cancel_scope.cancel()
+            if isinstance(found, Unavailable):
+                raise found
             ended = self.end(found)
         else:
             ended = self._exit
@@ -143,6 +151,14 @@ class ShimAgent:
 
     async def extend(self, hard: timedelta) -> None:
         await self._tell({"op": "deadline", "hard_s": hard.total_seconds()})
+
+    async def recount(self) -> None:
+        if self._exit is not None:
+            return
+        with contextlib.suppress(Unavailable):
+            counted_s = seconds((await ask(self._directory, {"op": "status"})).get("active_s"))
+            if counted_s is not None:
+                self._began = self._clock.monotonic() - counted_s
 
     def end(self, found: Found) -> Exit:
         """Take over how it ended from what was found of it."""

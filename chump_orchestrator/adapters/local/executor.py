@@ -17,12 +17,14 @@ from chump_orchestrator.adapters.local.agent import ShimAgent
 from chump_orchestrator.adapters.local.files import TEMPORARY, delete, locked, sync_folder
 from chump_orchestrator.adapters.local.launching import Launch, launch
 from chump_orchestrator.adapters.local.numbers import LARGEST_PID, seconds, whole
+from chump_orchestrator.adapters.local.recalling import recall
 from chump_orchestrator.adapters.local.remains import MARKER, Found, Stage, is_alive, look
 from chump_orchestrator.adapters.local.shims import kill_shim
 from chump_orchestrator.adapters.local.wire import ask
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Command, Dispatch, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.ports import Clock
+from chump_orchestrator.core.records import Recalled
 
 DISPATCHES = "d"
 """Folder of the state that holds one folder for each dispatch."""
@@ -46,8 +48,10 @@ Environment = Callable[[tuple[str, ...]], Mapping[str, str]]
 class LocalExecutor:
     """Runs agents on this machine; see `core.ports.Executor`.
 
-    `state` is the folder that dispatches lie in. `secrets` gives the values in an environment
-    that must not reach a log, `overlay` is set over what `environment` gives (behaviour D5).
+    `state` is the folder that dispatches lie in, `cgroups` the control group below which each may
+    have one of its own, `None` where there is none to be had. `secrets` gives the values in an
+    environment that must not reach a log, `overlay` is set over what `environment` gives
+    (behaviour D5).
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class LocalExecutor:
         overlay: Mapping[str, str],
         clock: Clock,
         python: str = sys.executable,
+        cgroups: Path | None = None,
     ) -> None:
         self._folder = state.absolute() / DISPATCHES
         self._environment = environment
@@ -66,6 +71,7 @@ class LocalExecutor:
         self._overlay = dict(overlay)
         self._clock = clock
         self._python = python
+        self._cgroups = cgroups
         self._launches = anyio.CapacityLimiter(_LAUNCHES)
         self._has_emptied = False
 
@@ -83,6 +89,7 @@ class LocalExecutor:
             environment=environment,
             secrets=self._secrets(environment),
             python=self._python,
+            cgroup=None if self._cgroups is None else str(self._cgroups),
         )
         pid = await _to_its_end(self._launch(order))
         return ShimAgent(directory, self._clock, pid=pid)
@@ -131,6 +138,9 @@ class LocalExecutor:
             self._has_emptied = True
             await anyio.to_thread.run_sync(_empty_trash, self._folder)
         return await anyio.to_thread.run_sync(_dispatches_in, self._folder)
+
+    async def recall(self, dispatch_id: str) -> Recalled | None:
+        return await anyio.to_thread.run_sync(recall, self._directory(dispatch_id))
 
     async def discard(self, dispatch_id: str) -> None:
         await anyio.to_thread.run_sync(_discard, self._directory(dispatch_id))

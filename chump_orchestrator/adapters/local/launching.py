@@ -53,7 +53,7 @@ _PLACEHOLDER = re.compile(r"\{(worktree|branch|prompt_file)\}")
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """All that a shim is started with."""
+    """All that a shim is started with; `cgroup` is where it may make a control group."""
 
     directory: Path
     dispatch: Dispatch
@@ -63,6 +63,7 @@ class Launch:
     environment: Mapping[str, str]
     secrets: tuple[str, ...]
     python: str
+    cgroup: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,9 @@ async def launch(order: Launch) -> int:
         case {"state": "spawn_failed", "error": str() as why, "errno": int() as number}:
             await _see_off(process)
             await anyio.to_thread.run_sync(_await_end, order.directory)
-            if number in SHORTAGES:
+            # Without its worktree no program could have been started: that is not its fault.
+            has_place = await anyio.to_thread.run_sync(Path(order.workspace.path).is_dir)
+            if number in SHORTAGES or not has_place:
                 raise Unavailable(f"the agent could not be started now: {why}")
             raise Refused(f"the agent could not be started: {why}")
         case _:
@@ -152,6 +155,7 @@ def _write_order(order: Launch, program: str) -> None:
         "stop_signals": list(command.stop_signals),
         "head_bytes": HEAD_BYTES,
         "ring_bytes": RING_BYTES,
+        "cgroup": order.cgroup,
         "branch": order.workspace.branch,
         "base": order.workspace.base,
         "created_at": dispatch.created_at.isoformat(),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from chump_orchestrator.adapters.local import cgroups
 from chump_orchestrator.adapters.local.files import locked, read_object, write_object
 from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S, seconds, whole
 from chump_orchestrator.adapters.local.shims import agent_of, shims_of
@@ -231,6 +232,9 @@ def _forbid(directory: Path, dispatch: str) -> None:
     if not (directory / TOMBSTONE).exists():
         write_object(directory, TOMBSTONE, {"dispatch": dispatch})
     sweep(dispatch, {})
+    parent = (read_object(directory, SPEC) or {}).get("cgroup")
+    if isinstance(parent, str):
+        cgroups.empty(f"{parent}/chump-{dispatch}")
 
 
 def _bury(
@@ -240,11 +244,12 @@ def _bury(
     recorded, this = running.get("boot_id"), host.boot_id()
     is_rebooted = isinstance(recorded, str) and bool(recorded and this) and recorded != this
     swept, survivors = (0, 0) if is_rebooted else sweep(dispatch, running)
+    is_contained = not is_rebooted and _is_emptied(dispatch, running)
     started = instant(running.get("started_at"))
     record: dict[str, object] = {
         "dispatch": dispatch,
         "lost": why or (_REBOOTED if is_rebooted else _SHIM_DIED),
-        "clean": is_rebooted,
+        "clean": is_rebooted or (is_contained and not survivors),
         "code": None,
         "signal": None,
         "killed_by": None,
@@ -257,6 +262,15 @@ def _bury(
     }
     write_object(directory, EXIT, record)
     return record
+
+
+def _is_emptied(dispatch: str, running: dict[str, object]) -> bool:
+    """End what lives in the dispatch's control group, if it had one; whether that proves the end.
+
+    It does, as nothing leaves its group by forking, however it may hide otherwise.
+    """
+    path = running.get("cgroup")
+    return cgroups.is_ours(path, dispatch) and cgroups.empty(str(path))
 
 
 def _active_s(directory: Path, running: dict[str, object]) -> float:
