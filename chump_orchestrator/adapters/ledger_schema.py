@@ -98,6 +98,10 @@ def for_writing(path: Path) -> sqlite3.Connection:
                 raise Corrupt(msg)
         migrate(connection, path, MIGRATIONS)
         use_wal(connection)
+        # SQLite opens a file that cannot be written for reading, and does not say so.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        connection.execute("ROLLBACK")
     except BaseException:
         connection.close()
         raise

@@ -163,8 +163,11 @@ def test_case_02_shims_are_killed_at_every_step(
     trial.check()
     outcomes = trial.outcomes()
     for gap, step in gaps.items():
-        if step in RECORDED or (step in UNRECORDED and not is_seen):
-            assert outcomes[gap] == "shipped", step  # as it did, or in another attempt
+        if step in RECORDED:
+            assert outcomes[gap] == "shipped", step
+        elif step in UNRECORDED and not is_seen:
+            # Tried again, unless the daemon saw it just before it died itself.
+            assert outcomes[gap] in ("shipped", "spawn_failed"), step
         else:
             assert outcomes[gap] in ("spawn_failed", "lost", "shipped"), step
 

@@ -86,11 +86,12 @@ def repository_works(trial: Trial) -> None:
     trial.git("fetch", "-q", "origin")
     # What a git that was killed had half written looks like work; whatever else is left, is told.
     # So is a branch that git died on with its lock held: git's locks are for people to take away.
-    events = ("worktree.kept", "worktree.undo_failed")
+    events = ("worktree.kept", "worktree.undo_failed", "launch.left_behind")
     told = [line for line in trial.log().splitlines() if any(event in line for event in events)]
     left = {*trial.left()["worktrees"], *trial.git("branch", "--format=%(refname:short)").split()}
     for name in left - {"main"}:
-        assert any(f'/{name.removeprefix("claude/")}"' in line for line in told), (left, told)
+        slug = re.escape(name.removeprefix("claude/"))
+        assert any(re.search(rf"/{slug}(?![-\w])", line) for line in told), (left, told)
 
 
 def status_is_prompt(trial: Trial) -> None:
@@ -136,7 +137,7 @@ def test_case_35_twenty_at_once_meet_no_lock(begin: Begin) -> None:
 async def test_case_35_control_without_the_lock_adds_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """25 to 75 in a hundred, measured; one in all the rounds is enough here."""
+    """Some in a hundred up to most, as the machine is; one in all the rounds is enough here."""
 
     class Free:
         async def __aenter__(self) -> None:
@@ -167,7 +168,7 @@ async def test_case_35_control_without_the_lock_adds_fail(
         except (Refused, Unavailable) as error:
             failures.append(str(error))
 
-    for turn in range(10):
+    for turn in range(60):
         async with anyio.create_task_group() as group:
             for number in range(20):
                 group.start_soon(add, turn * 20 + number)
