@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.faults.trials import Trial
 
 HERE = Path(__file__).parent
@@ -69,7 +71,13 @@ def run(
     by: str = "kill",
 ) -> int:
     """Run the program until nothing is left to do; returns its exit code."""
-    return start(trial, "--once", *args, at=at, by=by, shim=shim, without=without).wait(120)
+    daemon = start(trial, "--once", *args, at=at, by=by, shim=shim, without=without)
+    try:
+        return daemon.wait(120)
+    except subprocess.TimeoutExpired:
+        status = trial.program("status", "--json").stdout
+        left = trial.processes()
+        pytest.fail(f"it does not end\n{status}\n{left}\n{trial.log()[-8000:]}")
 
 
 def shim_program(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -173,33 +174,40 @@ def test_case_43_each_rate_limit_is_waited_out(on_forge: BeginOnForge) -> None:
     trial = on_forge("ANY-1")
     daemon = start_rewired(trial, IN_A_HURRY, "--once")
     wait_until(lambda: len(trial.pushed()) == 2)
-    asked_meanwhile = []
+    early = []
 
-    for kind in ("rate-limited", "secondary", "429", "rate-limited-200"):
-        trial.gh.answers("ok")
+    for number, kind in enumerate(("rate-limited", "secondary", "429", "rate-limited-200")):
         asked_again(trial)  # the limit before this one is over
         until = datetime.now(UTC) + timedelta(seconds=6)
         trial.gh.rate = {"cost": 1, "remaining": 4000, "resetAt": f"{until:%Y-%m-%dT%H:%M:%SZ}"}
         trial.gh.answers("ok")
         asked_again(trial)
-        limits = trial.log().count("pulls.rate_limited")
         trial.gh.answers(kind)
-        wait_until(
-            lambda limits=limits: trial.log().count("pulls.rate_limited") > limits  # type: ignore[misc]
-        )
+        wait_until(lambda number=number: len(limits(trial)) > number)  # type: ignore[misc]
         before = len(trial.gh.calls)
-        time.sleep(1)
-        asked_meanwhile.append(len(trial.gh.calls) - before)
+        trial.gh.answers("ok")
         assert trial.status()["settled"] == {}
-    trial.gh.answers("ok")
+        wait_until(lambda before=before: len(trial.gh.calls) > before)  # type: ignore[misc]
+        began, wait_s = limits(trial)[number]
+        early.append(max(0.0, began + wait_s - 0.1 - time.time()))
+        assert wait_s > 0
     trial.let_go()
     wait_until(lambda: trial.ended() == 2)
     merge_all(trial)
 
     assert daemon.wait(60) == 0, trial.log()
-    assert asked_meanwhile == [0, 0, 0, 0]
+    assert early == [0, 0, 0, 0]
     trial.check()
     assert set(trial.outcomes().values()) == {"shipped"}
+
+
+def limits(trial: OnForge) -> list[tuple[float, float]]:
+    """Return when limits were met, in seconds since the epoch, and how long they are to hold."""
+    events = [json.loads(line) for line in trial.log().splitlines() if "pulls.rate_limited" in line]
+    return [
+        (datetime.fromisoformat(event["timestamp"]).timestamp(), event["wait_s"])
+        for event in events
+    ]
 
 
 # 44: requests of others
