@@ -34,6 +34,7 @@ class Plan:
         self.slug = next((slug for slug in told["at"] if directory.name.startswith(f"{slug}-")), "")
         self.at: str = told["at"].get(self.slug, "")
         self.pause_s: float = told["pause_s"]
+        self.is_held: bool = told["is_held"]
         self.late: str = told["late"]
         self.seed: str = told["seed"]
         self.without: list[str] = told["without"]
@@ -47,8 +48,11 @@ class Plan:
         return bool(self.slug) and not self._done.exists()
 
     def crash(self) -> None:
-        """Die now, unless that was done already."""
+        """Die now, or once the test lets it, unless that was done already."""
         time.sleep(self.pause_s)
+        until = time.monotonic() + _PATIENCE_S
+        while self.is_held and not (self._folder / "crash").exists() and time.monotonic() < until:
+            time.sleep(0.005)
         if not self._done.exists():
             self.note()
             os.kill(os.getpid(), signal.SIGKILL)

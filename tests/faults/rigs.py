@@ -85,17 +85,20 @@ def shim_program(
     at: Mapping[str, str],
     *,
     pause_s: float = 0.0,
+    is_held: bool = False,
     late: str = "",
     seed: object = "",
     without: Sequence[str] = (),
 ) -> Path:
     """Write the program that starts shims: `at` says where the first one of each gap crashes.
 
-    Gaps go by their slugs; `SLUG.done` is made in the trial's folder before the crash.
+    Gaps go by their slugs; `SLUG.done` is made in the trial's folder before the crash, which comes
+    with `is_held` only after the file `crash` is there.
     """
     told = {
         "at": dict(at),
         "pause_s": pause_s,
+        "is_held": is_held,
         "late": late,
         "seed": str(seed),
         "folder": str(trial.folder),
