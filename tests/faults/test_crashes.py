@@ -74,7 +74,7 @@ def test_case_01_daemons_are_killed_at_one_step_after_another(begin: Begin, chai
 @pytest.mark.parametrize("at", ["burial-before", "sweep-after", "burial-after"])
 def test_case_01_the_daemon_is_killed_while_it_buries_an_agent(begin: Begin, at: str) -> None:
     """The shim was killed, too."""
-    trial = begin("ANY-1", agent=READY_FIRST.replace("sleep(0.3)", "sleep(9)"))
+    trial = begin("ANY-1", agent=READY_FIRST.replace("(0.3)", "(0.3 if gap == 'OTHER-1' else 9)"))
     program = rigs.shim_program(trial, {"any-1": "s6-after"}, is_held=True)
     rigs.crash(trial, "d6-after:2", shim=program)
     (trial.folder / "crash").touch()
