@@ -17,11 +17,12 @@ from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.gap import plain
 from chump_orchestrator.core.routing import Route, canonical_backend
 from chump_orchestrator.settings import schema
-from chump_orchestrator.settings.layers import Layers, Loaded, Origin, OriginKind
+from chump_orchestrator.settings.layers import Layers, Loaded, Origin, OriginKind, Secret
 from chump_orchestrator.settings.passed import AGENT_VARIABLES, FORGE_VARIABLES, agent_environment
 from chump_orchestrator.settings.rules import Key, shown, toml
 from chump_orchestrator.settings.schema import Settings, build, flatten, rule_of
-from chump_orchestrator.settings.secrets import masked, masked_arguments, secret_values
+from chump_orchestrator.settings.secret_sources import DEFAULT_FILE, gather, values_of
+from chump_orchestrator.settings.secrets import is_secret, masked, masked_arguments, secret_values
 from chump_orchestrator.settings.toml_file import dotted, read
 
 __all__ = [
@@ -33,10 +34,12 @@ __all__ = [
     "Settings",
     "agent_environment",
     "environment",
+    "hidden",
     "load",
     "salvage",
     "secret_values",
     "show",
+    "show_secrets",
 ]
 
 FILE = Path(".chump/orchestrator.toml")
@@ -106,11 +109,12 @@ def salvage(
     _check_names(layers, settings, installed)
     _check_together(layers, settings, root)
     settings = _with_template(layers, settings, root)
+    secrets = _secrets(layers, settings, root, environ)
     told = sorted(layers.problems, key=lambda p: (p[0].name, p[0].line or 0, p[1]))
     lines = "\n".join(dict.fromkeys(_told(*problem) for problem in told))
     origins = {dotted(key): layers.origins.get(key, Origin()) for key in flatten(settings)}
-    loaded = Loaded(settings, origins, tuple(layers.notices))
-    return loaded, masked(lines, secret_values(environ))
+    loaded = Loaded(settings, origins, tuple(layers.notices), secrets)
+    return loaded, masked(lines, secret_values(environ, loaded.hidden))
 
 
 def _told(origin: Origin, key: Key, text: str) -> str:
@@ -121,9 +125,17 @@ def _plain_value(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def environment() -> dict[str, str]:
-    """Return a copy of this process's environment, for those that need one handed in."""
-    return dict(os.environ)
+def environment(loaded: Loaded | None = None) -> dict[str, str]:
+    """Return a copy of this process's environment, for those that need one handed in.
+
+    The secrets of `loaded` are laid over it, as if they had been set there.
+    """
+    return {**os.environ, **({} if loaded is None else values_of(loaded.secrets))}
+
+
+def hidden(loaded: Loaded | None = None) -> tuple[str, ...]:
+    """Return all values that must not be shown: those of the environment, and of `loaded`."""
+    return secret_values(os.environ, () if loaded is None else loaded.hidden)
 
 
 def user_settings_file() -> Path:
@@ -167,6 +179,7 @@ VARIABLES: Mapping[str, tuple[Key, Callable[[str], object]]] = {
     "CHUMP_LOCAL_BIN": (("backend", "chump-local", "program"), str),
     "GAP_CLAIM_TTL_HOURS": (("leases", "ttl"), _hours),
     "CHUMP_LOCK_DIR": (("leases", "dir"), str),
+    "CHUMP_LOG_FILE": (("log", "file"), str),
 }
 """Variables that stand for a key, and how their text is read. An empty one counts as unset."""
 
@@ -284,6 +297,28 @@ def _with_template(layers: Layers, settings: Settings, root: Path) -> Settings:
     return replace(settings, prompt=replace(settings.prompt, template=str(path)))
 
 
+def _secrets(
+    layers: Layers, settings: Settings, root: Path, environ: Mapping[str, str]
+) -> Mapping[str, Secret]:
+    """Return the secrets of credentials and file, and tell what is wrong with them."""
+    key, written = ("secrets", "file"), settings.secrets.file
+    path = root.absolute() / written if written else None
+    is_inside = path is None or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    if not is_inside and not Path(written).is_absolute():
+        # As for the template: what is committed must not lead to other files of this machine.
+        layers.objection(key, f"{path} leads out of the repository; write its whole path")
+        path = None
+    gathered = gather(
+        environ.get("CREDENTIALS_DIRECTORY", ""),
+        path,
+        is_wanted=written != DEFAULT_FILE,
+        settings={*VARIABLES, *OVERRIDE, "CHUMP_FLAGS"},
+    )
+    layers.problems.extend((origin, (), text) for origin, text in gathered.problems)
+    layers.notices.extend(gathered.notices)
+    return gathered.secrets
+
+
 PLACEHOLDERS = ("{gap}", "{prompt_file}", "{worktree}", "{branch}", "{model}")
 """What is filled in where a custom backend's `argv` has it."""
 
@@ -322,6 +357,15 @@ def show(loaded: Loaded, secrets: Iterable[str] = ()) -> list[tuple[str, str, st
         (name, masked(plain(text), hidden), variable)
         for name, text, variable in _from_environment_alone(loaded.settings)
     ]
+
+
+def show_secrets(loaded: Loaded, environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the name of every secret that is there, and where it comes from; never a value."""
+    found = {name: str(secret.origin) for name, secret in loaded.secrets.items()}
+    for name, value in environ.items():
+        if value and is_secret(name):
+            found.setdefault(name, "environment")
+    return sorted(found.items())
 
 
 def _from_environment_alone(settings: Settings) -> Iterator[tuple[str, str, str]]:

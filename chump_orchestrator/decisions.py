@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chump_orchestrator.adapters.faults import FAULTS, first_fault
 from chump_orchestrator.core.brakes import RetryPolicy
-from chump_orchestrator.core.dispatch import DeadlinePolicy, depth_objection
+from chump_orchestrator.core.dispatch import DeadlinePolicy, Limits, depth_objection
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.routing import Route, RoutePolicy
 from chump_orchestrator.daemon.world import Policies
@@ -36,6 +36,7 @@ FIXED = (
     "state.dir",
     "stop",
     "log",
+    "http",
     "faults",
 )
 """Settings that a running daemon keeps, whatever their file says by now."""
@@ -65,6 +66,13 @@ async def policies(root: Path, loaded: Loaded) -> Policies:
         max_open_pulls=settings.max_open_pulls,
         repeat=settings.pick.repeat,
         lessons=settings.lessons.enabled,
+        limits=Limits(
+            memory=settings.limits.memory or None,
+            tasks=settings.limits.tasks or None,
+            cpu_weight=settings.limits.cpu_weight or None,
+            required=settings.limits.required,
+        ),
+        keep_awake=settings.power.keep_awake,
         keep_logs=timedelta(days=settings.state.keep_days),
         renewal=min(LONGEST_RENEWAL, settings.leases.ttl / 3),
     )

@@ -140,7 +140,7 @@ async def read_backlog(root: Path, loaded: Loaded) -> Backlog:
     from chump_orchestrator.adapters.git import Git  # noqa: PLC0415 - slow to import
 
     try:
-        return await backlog_source(root, loaded, Git(root, config.environment())).load()
+        return await backlog_source(root, loaded, Git(root, config.environment(loaded))).load()
     except (Unavailable, Refused) as error:
         raise ConfigError(str(error)) from error
 
@@ -204,7 +204,7 @@ def leases(root: Path, loaded: Loaded) -> FileLeases:
         ttl=settings.leases.ttl,
         worktrees_dir=root / settings.worktrees.base,
         clock=HostClock(),
-        env=config.environment(),
+        env=config.environment(loaded),
     )
 
 

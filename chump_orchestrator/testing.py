@@ -14,7 +14,7 @@ from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Refused, Unavailable
-from chump_orchestrator.core.gap import Effort, Gap, domain_of
+from chump_orchestrator.core.gap import Effort, Gap, domain_of, on_one_line
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.records import (
     DispatchState,
@@ -259,3 +259,38 @@ class MemoryJournal:
             text = f"{r.gap} ended {r.outcome}{because} after {r.duration_s} s"
             told.setdefault((r.gap, r.outcome, r.cause), text)
         return tuple(told.values())[: max(limit, 0)]
+
+
+class MemoryManager:
+    """Twin of a service manager: keeps what it was told, in the words of sd_notify.
+
+    `watchdog` is how long it waits for a sign of life. While `is_deaf` it takes nothing.
+    """
+
+    def __init__(self, watchdog: timedelta | None = None) -> None:
+        self.watchdog = watchdog
+        self.told: list[str] = []
+        self.is_deaf = False
+
+    def ready(self) -> bool:
+        return self._took("READY=1")
+
+    def alive(self) -> bool:
+        return self._took("WATCHDOG=1")
+
+    def status(self, line: str) -> bool:
+        return self._took(f"STATUS={on_one_line(line)}")
+
+    def reloading(self) -> bool:
+        return self._took("RELOADING=1")
+
+    def stopping(self) -> bool:
+        return self._took("STOPPING=1")
+
+    def extend(self, span: timedelta) -> bool:
+        return self._took(f"EXTEND_TIMEOUT_USEC={span // timedelta(microseconds=1)}")
+
+    def _took(self, news: str) -> bool:
+        if not self.is_deaf:
+            self.told.append(news)
+        return not self.is_deaf

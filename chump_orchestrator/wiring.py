@@ -5,25 +5,31 @@ Here alone adapters, daemon and settings meet. Chance is made here, from a seed 
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import random
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import structlog
 
-from chump_orchestrator import config, logs, plugins
+from chump_orchestrator import config, logs, monitoring, plugins
 from chump_orchestrator.adapters.backends import BackendOptions
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.local import cgroups
+from chump_orchestrator.adapters.power import Wakefulness
+from chump_orchestrator.adapters.service_manager import NotifySocket
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.routing import Route
+from chump_orchestrator.daemon import awake
 from chump_orchestrator.daemon.account import Account, account
 from chump_orchestrator.daemon.control import serve
 from chump_orchestrator.daemon.operations import Operator
@@ -48,6 +54,8 @@ from chump_orchestrator.premises import (
 )
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
     from chump_orchestrator.config import Loaded, Settings
     from chump_orchestrator.core.ports import Backend, Journal
 
@@ -140,14 +148,27 @@ def _agent_environment(
     return environment
 
 
-def start_logging(loaded: Loaded, *, level: str | None = None) -> None:
-    """Log to standard error as the settings say, secrets of the environment cut out.
+def start_logging(root: Path, loaded: Loaded, *, shown: str = "") -> None:
+    """Log to where the settings say, secrets cut out; `shown` outranks their level on a terminal.
 
-    `level` outranks that of the settings.
+    A loop that is blocked is ended by the service manager, with SIGABRT. Then, as in a crash, the
+    standard error tells where every thread was.
     """
     settings = loaded.settings.log
-    secret = config.secret_values(config.environment())
-    logs.configure(format=str(settings.format), level=level or str(settings.level), secrets=secret)
+    file = None
+    if settings.file:
+        file = logs.RotatingFile(root / settings.file, settings.max_size, settings.keep)
+    logs.configure(
+        format=str(settings.format),
+        level=str(settings.level),
+        secrets=config.hidden(loaded),
+        journal_stream=config.environment().get("JOURNAL_STREAM", ""),
+        file=file,
+        shown=shown,
+    )
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
 
 
 async def run(root: Path, loaded: Loaded, options: RunOptions) -> Account:
@@ -161,7 +182,8 @@ async def run(root: Path, loaded: Loaded, options: RunOptions) -> Account:
         async with open_ledger(root, loaded, readonly=False, rebuilds=True) as ledger:
             orchestrator = await _orchestrator(root, loaded, options, ledger, decided, fault)
             try:
-                await orchestrator.run()
+                async with monitoring.in_the_stream(root, loaded, orchestrator.world):
+                    await orchestrator.run()
             finally:
                 await _close(orchestrator.world.journal)
             if not options.once:
@@ -196,7 +218,7 @@ async def _orchestrator(
     fault: Route | None,
 ) -> Orchestrator:
     settings, clock = loaded.settings, HostClock()
-    environ = config.environment()
+    environ = config.environment(loaded)
     git = Git(root, environ)
     seed = secrets.randbits(64)
     log.info("daemon.seeded", seed=seed)
@@ -232,18 +254,22 @@ async def _orchestrator(
         check(root, fresh, new.routes, faults_allowed=options.faults_allowed)
         world.policies, world.backend = new, _backends(fresh.settings)
         late = waits_for_restart(settings, fresh.settings)
+        late += ["secrets"] if fresh.secrets != loaded.secrets else []
         return f"these take effect at the next start: {', '.join(late)}" if late else ""
 
-    async def control(daemon: Orchestrator) -> None:
+    async def control(
+        daemon: Orchestrator, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
         operator = Operator(daemon)
         async with anyio.create_task_group() as group:
-            group.start_soon(serve, control_path(root, loaded), operator)
+            await group.start(serve, control_path(root, loaded), operator)
+            task_status.started()
             if options.beside is not None:
                 group.start_soon(_beside, options.beside, operator)
 
     if fault is not None:
         decided = replace(decided, routes=replace(decided.routes, override=fault))
-    world = World(
+    world: World = World(
         clock=clock,
         ledger=ledger,
         journal=journal,
@@ -255,9 +281,11 @@ async def _orchestrator(
             {
                 "state": state_dir(root, loaded),
                 "environment": _agent_environment(settings, environ),
-                "secrets": config.secret_values,
+                "secrets": partial(config.secret_values, always=loaded.hidden),
                 "overlay": IDENTITY,
                 "cgroups": cgroups.delegated(),
+                "managers": partial(cgroups.managers, environ.get("XDG_RUNTIME_DIR", "")),
+                "limits": lambda: world.policies.limits,
                 "clock": clock,
             },
         ),
@@ -278,7 +306,8 @@ async def _orchestrator(
         chance=random.Random(seed),
         lessons=getattr(journal, "lessons", None),
         listeners=[options.on_event] if options.on_event else [],
-        hide=logs.Redaction(config.secret_values(environ)).text,
+        hide=logs.Redaction(config.hidden(loaded)).text,
+        manager=NotifySocket.from_environment(environ),
     )
     orchestrator = Orchestrator(
         world,
@@ -294,5 +323,9 @@ async def _orchestrator(
         reload=None if fault else again,
         control=control,
         trusts_backlog=bool(settings.backlog.ref),
+        beside=(
+            *monitoring.over_http(root, loaded),
+            partial(awake.run, wakefulness=Wakefulness(environ)),
+        ),
     )
     return orchestrator

@@ -337,6 +337,7 @@ def test_the_environment_sets_what_behaviour_names(repository: Repository) -> No
             "CHUMP_PICKER_BIAS_WINDOW": "20",
             "CHUMP_CLAUDE_BIN": "/opt/claude",
             "CHUMP_LOCK_DIR": "/var/lock/chump",
+            "CHUMP_LOG_FILE": "/var/log/chump.log",
             "CHUMP_DISPATCH_DEPTH": "1",
             "CHUMP_STATE_DIR": "/nowhere",
         }
@@ -346,6 +347,7 @@ def test_the_environment_sets_what_behaviour_names(repository: Repository) -> No
     assert (settings.pick.bias_threshold, settings.pick.bias_window) == (0.5, 20)
     assert settings.backend.of("claude").program == "/opt/claude"
     assert settings.leases.dir == "/var/lock/chump"
+    assert settings.log.file == "/var/log/chump.log"
     assert settings.depth == "1"
     assert settings.state == Settings().state
 
@@ -605,6 +607,24 @@ def test_the_users_file_lies_in_the_platforms_folder(
             ' argv = ["my-agent"]',
         ),
         (
+            "[log]\nmax_size = '1KiB'",
+            "FILE:2: log.max_size: '1KiB' is less than \"64KiB\"; write a number and KiB, MiB or"
+            ' GiB in quotes, such as "2GiB"',
+        ),
+        *(
+            (
+                f"[log]\nfile = '{place}'",
+                f"FILE:2: log.file: '{place}': {why}; write a file, absolute, or relative to the"
+                ' repository and inside it, or ""',
+            )
+            for place, why in (
+                ("../x.log", "it leaves the repository"),
+                ("~/x.log", "~ is not expanded"),
+                (".git/x.log", "it lies in git's own folder"),
+                (".", "it is the repository itself"),
+            )
+        ),
+        (
             "[retry]\nbase = '10m'",
             'FILE:2: retry.base: "10m" is longer than retry.cap; write at most "5m"',
         ),
@@ -633,8 +653,6 @@ def test_a_bad_setting_is_told_with_its_place_and_what_would_be_valid(
     ("text", "key", "what"),
     [
         ("[budget]\nusd_per_day = 5\n[budget.night]\nusd = 1", "1: budget", "budgets"),
-        ("http.port = 80", "1: http", "an interface over HTTP"),
-        ("[limits]\nmemory = '1GiB'", "1: limits", "limits on what agents use of the machine"),
         ("[ship]\nby = 'us'", "1: ship", "shipping in the place of agents"),
         ("[brake]\nusd = 5", "2: brake.usd", "a brake on money"),
         ("[worktrees]\nprepared = 2", "2: worktrees.prepared", "worktrees made in advance"),

@@ -163,6 +163,7 @@ EXIT = Codec(
     active=_DURATION,
     peak_rss_bytes=_PLAIN,
     cpu=_DURATION,
+    out_of_memory=_PLAIN,
 )
 PULL = Codec(
     PullRequest,

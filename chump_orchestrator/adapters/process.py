@@ -1,7 +1,8 @@
 """Short helper programs (git, gh, scripts): with a time limit, in a group of their own.
 
 Agents never run through here: their shims own them. A helper that is no longer waited for,
-whatever the reason, is killed together with everything in its process group.
+whatever the reason, is killed together with everything in its process group. One that is to run
+on beside us ends with us, by its input.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ what the program itself has written is there already."""
 
 REAP_S = 5.0
 """How long a killed helper is waited for; the kernel needs longer only when a disk hangs."""
+
+WORD = b"here\n"
+"""What a helper that runs beside us is given to read, to see that it does."""
+
+OF_OUR_MANAGER = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
+"""Variables by which a helper could tell our service manager things in our name."""
 
 SHORTAGES = frozenset(
     {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ETXTBSY}
@@ -85,7 +92,8 @@ async def run(
 ) -> Finished:
     """Run a helper to its end and return what it wrote; a non-zero exit is no error here.
 
-    `argv[0]` is looked up on the `PATH` of `env`. Standard input is `feed`, or empty. Raises
+    `argv[0]` is looked up on the `PATH` of `env`, which it gets but for what it could tell our
+    service manager by. Standard input is `feed`, or empty. Raises
     `Unavailable` when the helper does not end within `timeout` or cannot be started for want of
     resources, `Refused` when it cannot be executed at all or writes more than `limit` bytes to
     either stream. Messages name the program, never its arguments. On cancellation the helper's
@@ -102,7 +110,8 @@ async def run(
                 for end in (out, err, sink):
                     if end is not None:
                         os.set_blocking(end.fileno(), False)
-                process = await _spawn(argv, cwd, env, their_in, their_out, their_err)
+                own = {name: env[name] for name in env if name not in OF_OUR_MANAGER}
+                process = await _spawn(argv, cwd, own, their_in, their_out, their_err)
         except (OSError, ValueError) as error:
             raise await _explained(program, cwd, error) from error
 
@@ -128,6 +137,81 @@ async def run(
         if any(stream.overflowed for stream in streams):
             raise Refused(f"{program} wrote more than {limit} bytes and was stopped; ask for less")
     return Finished(code, bytes(streams[0].data), bytes(streams[1].data))
+
+
+class Companion:
+    """A helper that runs beside us until we let go of its standard input, or have ended."""
+
+    def __init__(self, process: asyncio.subprocess.Process, pipes: contextlib.ExitStack) -> None:
+        self._process = process
+        self._pipes = pipes
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.returncode is None
+
+    async def end(self) -> None:
+        """Let go of it, and see that it ends; not interrupted, takes a few seconds at most."""
+        self._pipes.close()
+        with anyio.move_on_after(REAP_S, shield=True):
+            await self._process.wait()
+        if self.is_alive:
+            await _end(self._process)
+
+
+async def beside(argv: Sequence[str], *, env: Mapping[str, str], within: timedelta) -> Companion:
+    """Start a helper that writes what it reads, as `cat` does, and so ends with what it reads.
+
+    That it is at work is proved by a word that comes back. Raises `Refused` when it cannot be
+    executed or has ended instead, with what it said last, and `Unavailable` when it says nothing
+    `within` that time or cannot be started for want of resources; nothing of it is left then, nor
+    on cancellation.
+    """
+    program = os.path.basename(argv[0])  # noqa: PTH119 - text from a command line
+    with contextlib.ExitStack() as ours:
+        try:
+            with contextlib.ExitStack() as theirs:
+                out, their_out = _pipe(ours, theirs)
+                err, their_err = _pipe(ours, theirs)
+                their_in, sink = _pipe(theirs, ours)
+                for end in (out, err, sink):
+                    os.set_blocking(end.fileno(), False)
+                own = {name: env[name] for name in env if name not in OF_OUR_MANAGER}
+                process = await _spawn(argv, "/", own, their_in, their_out, their_err)
+        except (OSError, ValueError) as error:
+            raise await _explained(program, "/", error) from error
+        companion = Companion(process, ours.pop_all())
+        is_there, said = False, ""
+        try:
+            with anyio.fail_after(within.total_seconds()), contextlib.suppress(BrokenPipeError):
+                sink.write(WORD)
+                is_there = await _hears(out, WORD)
+                if not is_there:
+                    await process.wait()
+        except TimeoutError as error:
+            raise Unavailable(f"{program} did not begin within {within}") from error
+        finally:
+            if not is_there:
+                said = (err.read(CHUNK_BYTES) or b"").decode("utf-8", "replace").strip()
+                await companion.end()
+        if not is_there:
+            raise Refused(f"{program} would not: {said or 'it said nothing'}")
+    return companion
+
+
+async def _hears(source: FileIO, word: bytes) -> bool:
+    """Whether a word comes before the end."""
+    heard = b""
+    while word not in heard:
+        chunk = source.read(CHUNK_BYTES)
+        if chunk is None:
+            await anyio.wait_readable(source)
+        elif chunk and len(heard) < CHUNK_BYTES:
+            heard += chunk
+        else:
+            return False
+    return True
 
 
 def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack) -> tuple[FileIO, FileIO]:

@@ -28,7 +28,7 @@ from chump_orchestrator.adapters.pulls_graphql import (
     repository_named,
 )
 from chump_orchestrator.adapters.pulls_ours import SLACK, Commits, as_of_launch, in_short
-from chump_orchestrator.core.errors import ConfigError, MissingProgram, Unavailable
+from chump_orchestrator.core.errors import ConfigError, MissingProgram, RateLimited, Unavailable
 from chump_orchestrator.core.outcome import PullRequest, PullState
 from chump_orchestrator.core.ports import Clock
 from chump_orchestrator.core.records import Watch
@@ -110,9 +110,15 @@ class GhPulls:
         self._quiet_why = ""
         self._refusals = 0
         self._reset_at: datetime | None = None
+        self._points_left: int | None = None
         self._accepted: dict[str, set[int]] = {}
         self._doubted: dict[str, frozenset[tuple[int, str]]] = {}
         self._sightings: dict[str, PullRequest] = {}
+
+    @property
+    def requests_left(self) -> int | None:
+        """Points that GitHub said are left of the hour's; `None` where it has not said."""
+        return self._points_left
 
     async def check(self) -> None:
         """See `core.ports.Pulls`: that the repository is known, and that there is a `gh`."""
@@ -130,7 +136,7 @@ class GhPulls:
             return {}
         left = self._quiet_until - self._clock.monotonic()
         if left > 0:
-            raise Unavailable(f"{self._quiet_why}; it is left alone for {left:.0f} s more")
+            raise RateLimited(f"{self._quiet_why}; it is left alone for {left:.0f} s more")
         if self._repository is None:
             self._repository = await self._find_repository()
         asked_at = self._clock.now()
@@ -247,12 +253,12 @@ class GhPulls:
             if _BUDGET.search(said):
                 wait = self._until_reset() or wait
             self._be_quiet(what, wait)
-            return Unavailable(f"{what}; it is left alone for a while, and asked again then")
+            return RateLimited(f"{what}; it is left alone for a while, and asked again then")
         advice = next(text for hint, text in _ADVICE if re.search(hint, said, re.IGNORECASE))
         return Unavailable(f"{what}; {advice.format(host=repository.host)}")
 
     def _budget(self, repository: Repository, answer: Answer) -> None:
-        self._reset_at = answer.reset_at
+        self._reset_at, self._points_left = answer.reset_at, answer.points_left
         wait = self._until_reset()
         if answer.points_left is not None and answer.points_left < RESERVE_POINTS and wait:
             what = f"{answer.points_left} points are left of the hour's on {repository.host}"

@@ -86,6 +86,16 @@ class Upstream:
                     self._base = await self._resolve()
             return "" if self._base is None else self._base.ref
 
+    async def known(self) -> tuple[Base, str]:
+        """Return the base and the commit it has here, empty where it has none; fetches nothing.
+
+        Asks the remote for its HEAD branch where that is not on record. Raises as `refresh` does
+        for a base that cannot be told.
+        """
+        async with self._turn:
+            base = self._base or await self._resolve()
+        return base, await self._git.commit(base.ref)
+
     async def heads(self, prefix: str) -> frozenset[str]:
         """Return the remote's branches that begin with `prefix`, asked for once per fetch.
 

@@ -51,6 +51,7 @@ OUR_PATHS = (
     "/.chump/state.db*",
     "/.chump-locks/",
     "/sessions/chump_memory.db*",
+    "/.chump/secrets.env",
 )
 """What git is told to overlook in the main work tree (behaviour D9)."""
 

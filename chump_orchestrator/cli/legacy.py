@@ -43,7 +43,7 @@ def dry_run(invocation: Invocation, given: Mapping[str, Any]) -> int:
 def execute(invocation: Invocation, given: Mapping[str, Any], *, watch: bool, reflect: bool) -> int:
     """Dispatch one batch, and with `watch` wait for it; fails only when a spawn did."""
     root, loaded = opened(invocation, flags(**given), aloud=True)
-    wiring.start_logging(loaded)
+    wiring.start_logging(root, loaded)
     batch = partial(
         run_batch,
         root,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ def opened(
     """
     root = located(invocation)
     loaded = premises.load(root, given or {})
+    telling.prepare(partial(_log_to_stderr, loaded))
     if aloud:
         for notice in loaded.notices:
             note(f"note: {notice}")
@@ -67,7 +69,9 @@ def entered(invocation: Invocation) -> Grounds:
     Raises `ConfigError` when there is no repository.
     """
     root = located(invocation)
-    return Grounds(root, *config.salvage(root))
+    loaded, wrong = config.salvage(root)
+    telling.prepare(partial(_log_to_stderr, loaded))
+    return Grounds(root, loaded, wrong)
 
 
 def located(invocation: Invocation) -> Path:
@@ -77,11 +81,10 @@ def located(invocation: Invocation) -> Path:
     return premises.locate(where, here() if where is None else where)
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(loaded: Loaded | None = None) -> None:
     from chump_orchestrator import logs  # noqa: PLC0415 - slow to import, and seldom needed
 
-    hidden = config.secret_values(config.environment())
-    logs.configure(format="console", level="warning", secrets=hidden)
+    logs.configure(format="console", level="warning", secrets=config.hidden(loaded))
 
 
 def wait_for(work: Callable[[], Awaitable[Result]]) -> Result:

@@ -25,6 +25,7 @@ COMMANDS = {
     "status": ("status", "Show what runs now."),
     "logs": ("logs", "Print what the newest agent of GAP wrote."),
     "history": ("read", "List the dispatches that have ended, newest first."),
+    "report": ("report", "Tell what a night came to: shipped, failed, waiting for you, spent."),
     "stop": ("act", "Stop the agent of GAP."),
     "retry": ("act", "Dispatch GAP now, also one that is parked or was shipped."),
     "release": ("act", "Free a parked GAP, so that it may be picked again."),
@@ -33,8 +34,10 @@ COMMANDS = {
     "drain": ("act", "Let the daemon end once its agents have ended."),
     "reload": ("act", "Have the daemon read settings and backlog anew."),
     "salvage": ("salvage", "List, show and restore work that was kept when its worktree went."),
+    "doctor": ("doctor", "Look at everything that agents need, and say what is amiss."),
     "backlog": ("read", "Look at the backlog itself."),
     "config": ("settings", "Look at the settings."),
+    "service": ("service", "Have the daemon started and kept up by the machine."),
     "demo": ("demo", "Drain a made-up backlog with scripted agents, without any account."),
     "self-test": ("demo", "Try the whole pipeline with injected faults."),
 }

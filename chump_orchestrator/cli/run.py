@@ -90,7 +90,7 @@ def _run(root: Path, loaded: Loaded, options: wiring.RunOptions) -> Account:
     """Run the daemon; on a terminal under a table of what it does, with the story above it."""
     log = loaded.settings.log
     if log.format != "auto" or not board.can_stay():
-        wiring.start_logging(loaded)
+        wiring.start_logging(root, loaded)
         return wait_for(partial(wiring.run, root, loaded, options))
     shown, clock = board.Board(), HostClock()
 
@@ -105,7 +105,7 @@ def _run(root: Path, loaded: Loaded, options: wiring.RunOptions) -> Account:
     is_story = log.level == "info"
     watched = replace(options, beside=beside, on_event=on_event if is_story else None)
     with shown.shown():
-        wiring.start_logging(loaded, level="warning" if is_story else None)
+        wiring.start_logging(root, loaded, shown="warning" if is_story else "")
         return wait_for(partial(wiring.run, root, loaded, watched))
 
 

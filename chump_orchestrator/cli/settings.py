@@ -22,6 +22,7 @@ from chump_orchestrator.cli.repository import entered, located, opened, wait_for
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.settings.rules import toml
 from chump_orchestrator.settings.schema import Settings, flatten, rule_of
+from chump_orchestrator.settings.secrets import MASK
 
 CONSENT = """\
 Agents work unattended: their permission prompts are bypassed, and what they start runs with your
@@ -67,11 +68,13 @@ def check_command(invocation: Invocation, *, quiet: bool) -> None:
 def show_command(invocation: Invocation, *, as_json: bool) -> None:
     """Print every setting and where its value comes from, secrets masked."""
     _, loaded = opened(invocation)
-    rows = config.show(loaded, config.secret_values(config.environment()))
+    rows = config.show(loaded, config.hidden(loaded))
+    secrets = config.show_secrets(loaded, config.environment())
     if as_json:
-        emit({"settings": [{"key": k, "value": value, "origin": o} for k, value, o in rows]})
+        settings = [{"key": k, "value": value, "origin": o} for k, value, o in rows]
+        emit({"settings": settings, "secrets": [{"name": n, "origin": o} for n, o in secrets]})
     else:
-        table(("KEY", "VALUE", "ORIGIN"), rows)
+        table(("KEY", "VALUE", "ORIGIN"), rows + [(name, MASK, o) for name, o in secrets])
 
 
 @config_command.command("path")
@@ -196,6 +199,7 @@ def _next_steps(root: Path, loaded: config.Loaded, *, has_consent: bool) -> None
     if not has_consent:
         steps.append("chump-orchestrator init --yes   # once you consent")
     steps.append("chump-orchestrator run          # dispatch it")
+    steps.append("chump-orchestrator service install   # have this machine run it")
     note("next:")
     for step in steps:
         note(f"  {step}")

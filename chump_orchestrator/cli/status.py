@@ -128,7 +128,7 @@ def _dispatch(record: Record, folder: Path, now: datetime) -> dict[str, Any]:
     """Return one dispatch as ledger and shim leave it; nobody has looked after it for a while."""
     dispatch, workspace = record.dispatch, record.workspace
     state, elapsed_s = record.state, _worked_s(record, folder)
-    if state is DispatchState.RUNNING and not _lives(folder):
+    if state is DispatchState.RUNNING and not has_shim(folder):
         state = DispatchState.EXITED
     if elapsed_s is None:
         began = record.launched_at or dispatch.created_at
@@ -156,7 +156,7 @@ def _dispatch(record: Record, folder: Path, now: datetime) -> dict[str, Any]:
     }
 
 
-def _lives(folder: Path) -> bool:
+def has_shim(folder: Path) -> bool:
     """Say whether an agent still has its shim, which holds a lock for as long as it lives."""
     try:
         lock = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)

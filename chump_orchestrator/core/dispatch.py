@@ -78,6 +78,21 @@ class DeadlinePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one agent may use of its machine, itself and all that it starts together.
+
+    `memory` is in bytes, `tasks` counts processes and threads, `cpu_weight` is its share beside
+    others, 100 being the usual one; `None` is no limit. `required` ones keep an agent from
+    starting where they cannot be had.
+    """
+
+    memory: int | None = None
+    tasks: int | None = None
+    cpu_weight: int | None = None
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Names:
     """Branch and folder of an attempt; the folder lies directly under the worktrees' base."""
 

@@ -11,6 +11,10 @@ class Unavailable(Exception):
     """The world did not answer, or not in time. Asking again may help."""
 
 
+class RateLimited(Unavailable):
+    """It wants to be asked less often, and will answer again after a while."""
+
+
 class Refused(Exception):
     """The world answered no. Asking again will not help."""
 

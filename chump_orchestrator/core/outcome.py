@@ -108,7 +108,8 @@ class Exit:
     """How an agent's process ended.
 
     Exactly one of `code` and `signal` is set, or `spawn_error` when it never ran. `stopped_by`
-    is empty when it ended by itself.
+    is empty when it ended by itself. `out_of_memory` says for want of what memory it, or a part of
+    it, was killed; empty when that is not so, as far as is known.
     """
 
     code: int | None = None
@@ -120,6 +121,7 @@ class Exit:
     active: timedelta = timedelta(0)
     peak_rss_bytes: int = 0
     cpu: timedelta = timedelta(0)
+    out_of_memory: str = ""
 
     @property
     def in_words(self) -> str:
@@ -283,6 +285,8 @@ def _open_request(seen: Observation, deadlines: Deadlines) -> Verdict:
 def _without_request(seen: Observation, ended: Exit, deadlines: Deadlines) -> Verdict:
     """Settle a dispatch whose agent is gone and that has no request, by a look made since."""
     match ended.stopped_by:
+        case "" if ended.out_of_memory and ended.code != 0:
+            return Settle(Outcome(OutcomeKind.KILLED, ended.out_of_memory, Cause.OUT_OF_MEMORY))
         case "" if ended.lost:
             return Settle(Outcome(OutcomeKind.LOST, ended.lost, Cause.LOST))
         case "":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -190,3 +191,33 @@ class Settlement:
     cost_usd: float | None = None
     tokens: int | None = None
     excused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """How a daemon fares at one moment, in numbers, for those who monitor it.
+
+    `running` agents hold slots; `overdue` and `silent` ones are among them. `ready` gaps are
+    eligible and wait, `parked` ones are kept from being tried again. `looks` and `failed_looks`,
+    by kind, count since the start; `forge_silent_s` is for how long no look has succeeded, 0 when
+    the last one did, and `requests_left` what the forge grants until its budget is renewed.
+    `outbox` are reflections that no journal has yet, `unstored` records that the ledger has not.
+    `None` is what is not known now.
+    """
+
+    is_ready: bool
+    is_paused: bool
+    running: int
+    overdue: int
+    silent: int
+    slots: int
+    ready: int
+    open_pulls: int
+    is_backlog_stale: bool
+    looks: int
+    failed_looks: Mapping[str, int]
+    forge_silent_s: float
+    unstored: int
+    parked: int | None = None
+    outbox: int | None = None
+    requests_left: int | None = None

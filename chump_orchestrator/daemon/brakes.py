@@ -33,15 +33,16 @@ class Brakes:
     While a daemon runs it is the only writer, so that what is asked here needs no ledger.
     """
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, tell: Callable[..., None]) -> None:
         self._ledger = ledger
+        self._tell = tell
         self._clock = clock
         self._turn = anyio.Lock()
         self._not_before_s: float | None = None
         self._wait = POSTPONED
         self.pause: Pause | None = None
         self.fuse = Fuse()
-        self.backends = ParkedBackends()
+        self.backends = ParkedBackends(tell)
         self.postponed_for = ""
         self._times_postponed = 0
 
@@ -67,6 +68,7 @@ class Brakes:
         before, self.fuse = self.fuse, change(self.fuse)
         if self.fuse.blown_until is not None and before.blown_until is None:
             log.error("dispatching.paused", by="fuse", cause=self.fuse.cause)
+            self._tell("dispatching.paused", by="fuse", reason=str(self.fuse.cause))
         if self.fuse == before:
             return
         try:

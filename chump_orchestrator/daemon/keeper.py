@@ -38,12 +38,14 @@ class BacklogKeeper:
         source: BacklogSource,
         clock: Clock,
         on_change: Callable[[], None],
+        tell: Callable[..., None],
         *,
         is_trusted: bool = False,
     ) -> None:
         self._source = source
         self._clock = clock
         self._on_change = on_change
+        self._tell_all = tell
         self._is_trusted = is_trusted
         self._stamp = ""
         self._told = ""
@@ -118,6 +120,7 @@ class BacklogKeeper:
                 rejected=len(fresh.rejected),
                 warnings=len(fresh.warnings),
             )
+            self._tell_all("backlog.loaded", total=fresh.total, open=fresh.open)
             self._on_change()
 
     def _tell(self, problem: str) -> None:
@@ -125,3 +128,4 @@ class BacklogKeeper:
         if problem != self._told:
             self._told = problem
             log.warning("backlog.kept", problem=problem)
+            self._tell_all("backlog.kept", problem=problem)

@@ -206,6 +206,7 @@ async def _running(world: World, record: Record, workspace: Workspace, agent: Ag
         "dispatch.launched",
         gap=dispatch.gap.id,
         dispatch=dispatch.id,
+        backend=dispatch.route.backend,
         pid=agent.pid,
         branch=workspace.branch,
         worktree=workspace.path,

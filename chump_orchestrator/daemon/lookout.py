@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,8 +43,11 @@ class Lookout:
     A look that fails is no news: the last sighting stays, and the next look is tried later.
     """
 
-    def __init__(self, pulls: Pulls, clock: Clock, interval: timedelta) -> None:
+    def __init__(
+        self, pulls: Pulls, clock: Clock, interval: timedelta, tell: Callable[..., None]
+    ) -> None:
         self._pulls = pulls
+        self._tell = tell
         self._clock = clock
         self._interval = interval
         self._watched: dict[str, tuple[Watch, Callable[[], None]]] = {}
@@ -50,8 +55,10 @@ class Lookout:
         self._bell = Bell()
         self._asked = 0
         self.failing_since_s: float | None = None
+        self.next_s: float | None = None
+        """When the next look is due, unless one is asked for; `None` while none is."""
         self.looks = 0
-        self.failures = 0
+        self.failures: Counter[str] = Counter()
 
     def watch(self, watch: Watch, on_news: Callable[[], None]) -> None:
         """Look for this branch from now on; `on_news` is called after every look that answered."""
@@ -62,6 +69,8 @@ class Lookout:
         """Look for this branch no more; quiet when it was not watched."""
         self._watched.pop(branch, None)
         self._sightings.pop(branch, None)
+        if not self._watched:
+            self.next_s = None
 
     def sighting(self, branch: str) -> Sighting | None:
         """Return the last answer about a branch, or `None`."""
@@ -83,9 +92,11 @@ class Lookout:
         answered = 0
         while True:
             if not self._watched:
+                self.next_s = None
                 await self._bell.wait()
                 continue
             if self._asked == answered:
+                self.next_s = self._clock.monotonic() + pause.total_seconds()
                 await self._bell.wait(pause)
             if not self._watched:
                 continue
@@ -94,6 +105,7 @@ class Lookout:
                 changed = await self._look(looked_s)
             except (Unavailable, Refused, ConfigError) as error:
                 self._failed(error, looked_s)
+                self.next_s = self._clock.monotonic() + backoff.total_seconds()
                 await self._rest(backoff)
                 backoff = min(backoff * 2, self._interval)
                 # Whoever asked is still without an answer.
@@ -101,7 +113,9 @@ class Lookout:
                 continue
             answered = asked
             if self.failing_since_s is not None:
-                log.info("pulls.recovered", after_s=round(looked_s - self.failing_since_s, 1))
+                after_s = round(looked_s - self.failing_since_s, 1)
+                log.info("pulls.recovered", after_s=after_s)
+                self._tell("pulls.recovered", after_s=after_s)
                 self.failing_since_s = None
             backoff = FIRST_BACKOFF
             pause = self._interval if changed else min(pause * STRETCH, self._longest)
@@ -137,12 +151,18 @@ class Lookout:
         return changed
 
     def _failed(self, error: Exception, asked_s: float) -> None:
-        self.failures += 1
+        self.failures[_kind(error)] += 1
         if self.failing_since_s is None:
             self.failing_since_s = asked_s
             log.warning("pulls.unavailable", error=str(error))
+            self._tell("pulls.unavailable", error=str(error))
         else:
             log.debug("pulls.unavailable", error=str(error))
+
+
+def _kind(error: Exception) -> str:
+    """Return how a look failed, in a word: `unavailable`, `rate_limited`, `config_error`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
 
 
 def _gist(pull: PullRequest) -> tuple[object, ...]:

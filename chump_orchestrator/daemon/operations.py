@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from chump_orchestrator.core.errors import Refused
+from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Rejection
 from chump_orchestrator.core.outcome import StopReason
 from chump_orchestrator.core.picker import choose
+from chump_orchestrator.core.records import Vitals
 from chump_orchestrator.daemon.orchestrator import Manner
 
 if TYPE_CHECKING:
@@ -65,6 +67,44 @@ class Operator:
             "parked": await self._parked(),
         }
 
+    def why_not_ready(self) -> str:
+        """Return why the daemon is not ready for work, empty when it is; a pause is no such."""
+        if self._daemon.ending is not None:
+            return f"{self._daemon.state}: nothing is started any more"
+        if not self._daemon.is_ready:
+            return "starting: what an earlier daemon left is being taken up"
+        return ""
+
+    async def vitals(self) -> Vitals:
+        """Return how the daemon fares, in numbers; within a second (promise I5)."""
+        world, scheduler, lookout = self._daemon.world, self._scheduler, self._daemon.lookout
+        alive = [p.supervisor for p in scheduler.roster.values() if p.supervisor and p.holds_slot]
+        parked: int | None = None
+        outbox: int | None = None
+        with anyio.move_on_after(LEDGER_PATIENCE_S), contextlib.suppress(Unavailable):
+            parked = len(await world.ledger.parked())
+            outbox = len(await world.ledger.outbox())
+        brakes = scheduler.brakes
+        return Vitals(
+            is_ready=not self.why_not_ready(),
+            is_paused=brakes.pause is not None or brakes.fuse.blown_until is not None,
+            running=scheduler.running,
+            overdue=sum(1 for supervisor in alive if supervisor.overdue),
+            silent=sum(1 for supervisor in alive if supervisor.silent),
+            slots=world.policies.max_parallel,
+            ready=len(scheduler.choice.waiting),
+            open_pulls=lookout.count_open(),
+            is_backlog_stale=bool(self._daemon.keeper.problem),
+            looks=lookout.looks,
+            failed_looks=dict(lookout.failures),
+            forge_silent_s=self._forge_silent_s() or 0.0,
+            unstored=world.unstored,
+            parked=parked,
+            outbox=outbox,
+            # Not every provider knows of a budget.
+            requests_left=getattr(world.pulls, "requests_left", None),
+        )
+
     async def stop(self, gap: str, now: bool) -> str:  # noqa: FBT001 - as it comes in a request
         """Stop the agent of a gap, or wait no longer for what came of one that has ended.
 
@@ -99,11 +139,13 @@ class Operator:
     async def pause(self, reason: str) -> str:
         """Start nothing more until resumed."""
         await self._scheduler.pause(reason)
+        self._daemon.world.tell("dispatching.paused", by="operator", reason=reason)
         return f"paused; {self._scheduler.running} agents go on"
 
     async def resume(self) -> str:
         """Dispatch again."""
         await self._scheduler.resume()
+        self._daemon.world.tell("dispatching.resumed", by="operator")
         return f"resumed{self._ending()}"
 
     async def retry(self, gap: str) -> str:
@@ -124,6 +166,7 @@ class Operator:
         self._known(gap)
         self._not_under_way(gap)
         await self._scheduler.release(gap)
+        self._daemon.world.tell("gap.freed", gap=gap, why="an operator released it")
         return f"{gap} is free"
 
     async def why(self, gap: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from chump_orchestrator.daemon.lookout import Lookout
 from chump_orchestrator.daemon.recovery import TakenUp, recover
 from chump_orchestrator.daemon.roster import Assignment, Place
 from chump_orchestrator.daemon.scheduler import Scheduler
+from chump_orchestrator.daemon.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
@@ -51,8 +52,10 @@ class Orchestrator:
     """One daemon on one repository; `run` is its whole life.
 
     `reload` reads the settings again, puts what came of them into the world, and returns what it
-    could not change in a running daemon; `ConfigError` keeps what was. `control` serves operators.
-    `trusts_backlog` is for one that comes from commits, which are never torn.
+    could not change in a running daemon; `ConfigError` keeps what was. `control` is called with
+    this object and `task_status`; it serves operators, and says there when it does.
+    `trusts_backlog` is for one that comes from commits, which are never torn. `beside` is run from
+    the first moment on, with this object, to tell of it; it has to keep its failures to itself.
     """
 
     def __init__(
@@ -63,24 +66,33 @@ class Orchestrator:
         *,
         on_signal: Manner = Manner.TEARDOWN,
         reload: Callable[[World], Awaitable[str]] | None = None,
-        control: Callable[[Orchestrator], Coroutine[object, object, None]] | None = None,
+        control: Callable[..., Coroutine[object, object, None]] | None = None,
         trusts_backlog: bool = False,
+        beside: Sequence[Callable[[Orchestrator], Coroutine[object, object, None]]] = (),
     ) -> None:
         self.world = world
         self.since = world.clock.now()
         self.ending: Manner | None = None
-        self.lookout = Lookout(world.pulls, world.clock, world.policies.deadlines.look_interval)
+        interval = world.policies.deadlines.look_interval
+        self.lookout = Lookout(world.pulls, world.clock, interval, world.tell)
         self._outbox = Bell()
-        self.keeper = BacklogKeeper(source, world.clock, self._wake, is_trusted=trusts_backlog)
+        self.keeper = BacklogKeeper(
+            source, world.clock, self._wake, world.tell, is_trusted=trusts_backlog
+        )
         self.scheduler = Scheduler(world, self.lookout, self.keeper, self._outbox, assignment)
         self._assignment = assignment
         self._on_signal = on_signal
         self._reload = reload
         self._control = control
+        self._beside = beside
+        self.is_ready = False
         self._scope = anyio.CancelScope()
         self._signals = 0
         self._had_terminal = _has_terminal()
         self.interrupted = False
+        self.reload_problem = ""
+        self._reloading = anyio.Lock()
+        self._watchdog = Watchdog(self)
 
     async def run(self) -> None:
         """Run until drained, torn down, detached, or until a limited run is over.
@@ -91,18 +103,24 @@ class Orchestrator:
         refused: Exception | None = None
         async with anyio.create_task_group() as services:
             await services.start(self._listen_to_signals)
+            services.start_soon(self._watchdog.run)
+            for work in self._beside:
+                services.start_soon(work, self)
             try:
                 taken_up = await self._begin()
             except (ConfigError, Unavailable, Refused) as error:
                 refused = error
+                self._watchdog.failed(str(error))
             else:
                 await self._serve(services, taken_up)
+                self._watchdog.stopping()
             services.cancel_scope.cancel()
         if refused is not None:
             raise refused
         with anyio.move_on_after(LAST_DELIVERY_S, shield=True):
             await delivery.deliver(self.world)
         log.info("daemon.stopped", manner=self.ending or "done")
+        self.world.tell("daemon.stopped", manner=str(self.ending or "done"))
 
     async def _begin(self) -> tuple[TakenUp, ...]:
         """Read what there is to go on with; `ConfigError` for what an operator must change."""
@@ -126,8 +144,11 @@ class Orchestrator:
         services.start_soon(delivery.run, self.world, self._outbox)
         services.start_soon(housekeeping.run, self.world)
         if self._control is not None:
-            services.start_soon(self._control, self)
+            await services.start(self._control, self)
+        self.is_ready = True
         log.info("daemon.started", pid=os.getpid(), taken_up=len(taken_up))
+        self.world.tell("daemon.started", pid=os.getpid(), taken_up=len(taken_up))
+        self._watchdog.ready()
         with self._scope:
             async with anyio.create_task_group() as dispatches:
                 for taken in taken_up:
@@ -178,6 +199,7 @@ class Orchestrator:
         log.info("daemon.ending", manner=manner)
         self.world.tell("daemon.ending", manner=str(manner))
         self.ending = manner
+        self._watchdog.ending()
         self.scheduler.draining = True
         self.scheduler.bell.ring()
 
@@ -190,20 +212,31 @@ class Orchestrator:
     async def reload(self) -> str:
         """Read settings and backlog anew; returns what of it does not hold now, and why.
 
-        What is wrong is not taken over: the last good settings and backlog stay in use.
+        What is wrong is not taken over: the last good settings and backlog stay in use, and
+        `reload_problem` says why until a reload goes well.
         """
-        problems = []
+        async with self._reloading:
+            with self._watchdog.reloading():
+                late, wrong = await self._read_anew()
+                self.reload_problem = "\n".join(wrong.values())
+        if not wrong:
+            log.info("daemon.reloaded", late=late)
+        self.scheduler.bell.ring()
+        return "\n".join(filter(None, (late, *(f"{kept}: {why}" for kept, why in wrong.items()))))
+
+    async def _read_anew(self) -> tuple[str, dict[str, str]]:
+        """Return what takes effect at the next start only, and what was kept instead, and why."""
+        late, wrong = "", {}
         if self._reload is not None:
             try:
-                problems.append(await self._reload(self.world))
-            except ConfigError as error:
+                late = await self._reload(self.world)
+            except (ConfigError, Unavailable, Refused) as error:
                 log.warning("settings.kept", problem=str(error))
-                problems.append(f"kept what was loaded before: {error}")
+                wrong["kept what was loaded before"] = str(error)
             self.lookout.set_interval(self.world.policies.deadlines.look_interval)
         if problem := await self.keeper.reload():
-            problems.append(f"kept the backlog as last read: {problem}")
-        self.scheduler.bell.ring()
-        return "\n".join(filter(None, problems))
+            wrong["kept the backlog as last read"] = problem
+        return late, wrong
 
     def _wake(self) -> None:
         self.scheduler.bell.ring()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -31,7 +31,8 @@ class _Parked:
 class ParkedBackends:
     """Parks a backend for 15 minutes, each further time for twice as long, up to four hours."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[..., None]) -> None:
+        self._tell = tell
         self._parked: dict[str, _Parked] = {}
 
     def __bool__(self) -> bool:
@@ -45,6 +46,7 @@ class ParkedBackends:
         wait = min(known.wait * 2, LONGEST_PAUSE) if known else FIRST_PAUSE
         self._parked[backend] = _Parked(reason, now + wait, wait)
         log.error("backend.parked", backend=backend, reason=reason, for_s=wait.total_seconds())
+        self._tell("backend.parked", backend=backend, reason=reason, for_s=wait.total_seconds())
 
     def free(self, backend: str | None = None) -> None:
         """Forget that `backend`, or with `None` any of them, was parked."""

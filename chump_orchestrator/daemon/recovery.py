@@ -93,6 +93,7 @@ async def _taken_up(world: World, record: Record, agent: Agent | None) -> TakenU
         await undo(world, dispatch.id, workspace)
         await world.ledger.abort(dispatch.id, "no agent was ever started", world.clock.now())
         log.info("dispatch.aborted", dispatch=dispatch.id, gap=dispatch.gap.id)
+        world.tell("dispatch.aborted", dispatch=dispatch.id, gap=dispatch.gap.id)
         return None
     if agent is None and record.exit is None:
         now = world.clock.now()
@@ -119,6 +120,7 @@ async def _taken_up(world: World, record: Record, agent: Agent | None) -> TakenU
         pid=record.pid,
         ended=agent is None or agent.exit is not None,
     )
+    world.tell("dispatch.taken_up", dispatch=dispatch.id, gap=dispatch.gap.id, pid=record.pid)
     return TakenUp(record, agent)
 
 

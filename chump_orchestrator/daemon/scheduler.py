@@ -73,7 +73,7 @@ class Scheduler:
         self._next: datetime | None = None
         self._sees_leases = False
         self._is_held_up = False
-        self.brakes = Brakes(world.ledger, world.clock)
+        self.brakes = Brakes(world.ledger, world.clock, world.tell)
 
     @property
     def running(self) -> int:
@@ -125,7 +125,7 @@ class Scheduler:
         """Return the backlog with its holds; what has changed its text is freed on the way."""
         ledger, now = self.world.ledger, self.world.clock.now()
         backlog = self._keeper.backlog
-        await free_what_changed(backlog, ledger, now)
+        await free_what_changed(backlog, ledger, now, self.world.tell)
         found = await standing(
             backlog,
             ledger,

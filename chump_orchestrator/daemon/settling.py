@@ -55,27 +55,28 @@ async def settle(
     outcome = replace(outcome, reason=world.hide(outcome.reason))
     ended_at = ended_at or world.clock.now()
     progress = record.pull is not None and record.pull.state is not PullState.NONE
-    while True:
-        try:
-            with anyio.CancelScope(shield=True):
-                settlement = await _settlement(
-                    world,
-                    record,
-                    outcome,
-                    agent,
-                    ended_at=ended_at,
-                    progress=progress,
-                    siblings=siblings,
-                    usage=usage,
-                    lease_ends_at=lease_ends_at,
-                    backend_at_fault=backend_at_fault,
-                )
-                await world.ledger.settle(record.dispatch.id, settlement)
-                _tell(world, record, outcome, settlement)
-                return outcome
-        except Unavailable as error:
-            log.warning("ledger.unavailable", error=str(error))
-            await anyio.sleep(AGAIN_S)
+    with world.storing():
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):
+                    settlement = await _settlement(
+                        world,
+                        record,
+                        outcome,
+                        agent,
+                        ended_at=ended_at,
+                        progress=progress,
+                        siblings=siblings,
+                        usage=usage,
+                        lease_ends_at=lease_ends_at,
+                        backend_at_fault=backend_at_fault,
+                    )
+                    await world.ledger.settle(record.dispatch.id, settlement)
+                    _tell(world, record, outcome, settlement)
+                    return outcome
+            except Unavailable as error:
+                log.warning("ledger.unavailable", error=str(error))
+                await anyio.sleep(AGAIN_S)
 
 
 async def _settlement(
@@ -170,10 +171,13 @@ def _tell(world: World, record: Record, outcome: Outcome, settlement: Settlement
         "duration_s": max(round((settlement.ended_at - began).total_seconds()), 0),
         "siblings": settlement.siblings,
         "cost_usd": settlement.cost_usd,
+        "tokens": settlement.tokens,
         "next": settlement.parked.reason if settlement.parked else "",
     }
-    log.info("dispatch.settled", **fields)
-    world.tell("dispatch.settled", gap=dispatch.gap.id, dispatch=dispatch.id, **fields)
+    who = {"gap": dispatch.gap.id, "dispatch": dispatch.id, "backend": dispatch.route.backend}
+    # Recovery settles, too, where nothing of this is bound.
+    log.info("dispatch.settled", **who, attempt=dispatch.attempt, **fields)
+    world.tell("dispatch.settled", **who, **fields)
 
 
 async def tidy(world: World, record: Record) -> bool:

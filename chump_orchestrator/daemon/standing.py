@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -67,16 +67,20 @@ async def _was_refused(ledger: Ledger, gap_id: str) -> bool:
     return outcome is not None and outcome.kind is OutcomeKind.RACE_ABANDONED
 
 
-async def free_what_changed(backlog: Backlog, ledger: Ledger, now: datetime) -> None:
+async def free_what_changed(
+    backlog: Backlog, ledger: Ledger, now: datetime, tell: Callable[..., None]
+) -> None:
     """Free parked gaps whose text has changed, and shipped ones whose entries were opened anew.
 
     Behaviour X2 and B6. A shipped gap counts as opened anew once the backlog has said done.
+    `tell` is told of each.
     """
     for parked in await ledger.parked():
         gap = backlog.index.gaps.get(parked.gap)
         if gap is not None and parked.fingerprint != fingerprint(gap):
             await ledger.free(parked.gap, now)
             log.info("gap.freed", gap=parked.gap, why="its text has changed")
+            tell("gap.freed", gap=parked.gap, why="its text has changed")
     shipped = await ledger.shipped()
     if not shipped:
         return
@@ -90,3 +94,4 @@ async def free_what_changed(backlog: Backlog, ledger: Ledger, now: datetime) -> 
         if gap is not None and gap.is_open:
             await ledger.free(gap_id, now)
             log.info("gap.freed", gap=gap_id, why="its entry was opened anew")
+            tell("gap.freed", gap=gap_id, why="its entry was opened anew")

@@ -250,8 +250,9 @@ class Supervisor:
                 log.warning("agent.unreachable", error=str(error))
         is_silent = self.agent.silent() >= self.record.dispatch.deadlines.silent
         if is_silent and not self.silent:
-            log.warning("dispatch.silent", silent_s=round(self.agent.silent().total_seconds()))
-            self._tell("dispatch.silent")
+            silent_s = round(self.agent.silent().total_seconds())
+            log.warning("dispatch.silent", silent_s=silent_s)
+            self._tell("dispatch.silent", silent_s=silent_s)
         self.silent = is_silent
 
     async def _stop(self, reason: StopReason) -> None:
@@ -259,6 +260,7 @@ class Supervisor:
         if self.agent is None or self._told_stop == wanted:
             return
         log.info("agent.stopping", reason=reason, now=self.kill_asked)
+        self._tell("agent.stopping", reason=str(reason), now=self.kill_asked)
         try:
             await self.agent.stop(reason, now=self.kill_asked)
             self._told_stop = wanted

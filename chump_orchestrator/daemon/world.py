@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -12,13 +13,14 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.brakes import RetryPolicy
-from chump_orchestrator.core.dispatch import DeadlinePolicy
+from chump_orchestrator.core.dispatch import DeadlinePolicy, Limits
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.picker import PickPolicy
 from chump_orchestrator.core.routing import RoutePolicy
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.gap import Gap
+    from chump_orchestrator.core.machine import ServiceManager
     from chump_orchestrator.core.ports import (
         Backend,
         Clock,
@@ -45,8 +47,9 @@ Listener = Callable[[str, Mapping[str, object]], None]
 class Policies:
     """What the operator decided; swapped whole when settings are loaded again.
 
-    `keep_logs` is how long what a settled dispatch has left on disk is kept; `renewal` how often
-    the leases of living dispatches are renewed.
+    `limits` are those of each agent, and `keep_awake` says whether the machine is kept from going
+    to sleep while one runs. `keep_logs` is how long what a settled dispatch has left on disk is
+    kept; `renewal` how often the leases of living dispatches are renewed.
     """
 
     pick: PickPolicy
@@ -57,6 +60,8 @@ class Policies:
     max_open_pulls: int = 10
     repeat: timedelta = timedelta(hours=24)
     lessons: bool = True
+    limits: Limits = field(default_factory=Limits)
+    keep_awake: bool = True
     keep_logs: timedelta = timedelta(days=30)
     renewal: timedelta = timedelta(minutes=10)
 
@@ -78,8 +83,12 @@ class World:
     chance: random.Random
     lessons: Callable[[Gap], Awaitable[tuple[str, ...]]] | None = None
     listeners: list[Listener] = field(default_factory=list)
+    unstored: int = 0
+    """Records that wait for the ledger to take them."""
     hide: Callable[[str], str] = str
     """Takes secrets out of a text that is to be kept; what a program said may quote one (I7)."""
+    manager: ServiceManager | None = None
+    """Who is told how the daemon fares; `None` when nobody asked for that."""
 
     def tell(self, event: str, **fields: object) -> None:
         """Pass an event on to whoever listens, such as a terminal; logging is the caller's.
@@ -95,11 +104,21 @@ class World:
 
     async def store(self, record: Record) -> None:
         """Write a record down; a ledger that does not answer delays it. Cancelling gives it up."""
-        while True:
-            try:
-                await self.ledger.update(record.dispatch.id, record)
-            except Unavailable as error:
-                log.warning("ledger.unavailable", error=str(error))
-                await anyio.sleep(STORE_AGAIN_S)
-            else:
-                return
+        with self.storing():
+            while True:
+                try:
+                    await self.ledger.update(record.dispatch.id, record)
+                except Unavailable as error:
+                    log.warning("ledger.unavailable", error=str(error))
+                    await anyio.sleep(STORE_AGAIN_S)
+                else:
+                    return
+
+    @contextlib.contextmanager
+    def storing(self) -> Iterator[None]:
+        """Count a record among those that the ledger does not have yet."""
+        self.unstored += 1
+        try:
+            yield
+        finally:
+            self.unstored -= 1

@@ -35,12 +35,29 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """A value that is never shown, and where it comes from."""
+
+    value: str = field(repr=False)
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings with the origin of every key, by dotted key, and what is odd but no error."""
+    """Settings with the origin of every key, by dotted key, and what is odd but no error.
+
+    `secrets` are variables from elsewhere than the environment, which they outrank, by name.
+    """
 
     settings: Settings
     origins: Mapping[str, Origin]
     notices: tuple[str, ...] = ()
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The values of all secrets, which must not be shown whatever they are called."""
+        return tuple(secret.value for secret in self.secrets.values())
 
 
 @dataclass(frozen=True, slots=True)

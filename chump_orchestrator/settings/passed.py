@@ -21,7 +21,8 @@ FORGE_VARIABLES = ("GH_*", "GITHUB_TOKEN", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO")
 NEVER_PASSED = (  # noqa: SIM905 - a line for each would hide the whole
     "NOTIFY_SOCKET WATCHDOG_* LISTEN_* MAINPID INVOCATION_ID JOURNAL_STREAM LD_* DYLD_* "
     "PYTHON* CHUMP_DISPATCH_* CHUMP_SESSION_ID CHUMP_PICKER_* CHUMP_FAULT_INJECT "
-    "CHUMP_CRASH_AT CHUMP_CLAUDE_BIN CHUMP_LOCAL_BIN"
+    "CREDENTIALS_DIRECTORY "
+    "CHUMP_CRASH_AT CHUMP_LOG_FILE CHUMP_CLAUDE_BIN CHUMP_LOCAL_BIN"
 ).split()
 """What no agent gets: the service manager's, the loader's, and the orchestrator's own."""
 
@@ -37,6 +38,11 @@ def passed_complaint(text: str) -> str | None:
     return None
 
 
+def is_never_passed(name: str) -> bool:
+    """Say whether no agent gets the variable `name`, whoever asks for it."""
+    return any(fnmatchcase(name, never) for never in NEVER_PASSED)
+
+
 def agent_environment(variables: Mapping[str, str], patterns: Iterable[str] = ()) -> dict[str, str]:
     """Return what an agent gets of `variables` (behaviour D5), before ours is set on top.
 
@@ -46,7 +52,7 @@ def agent_environment(variables: Mapping[str, str], patterns: Iterable[str] = ()
     wanted = (*AGENT_VARIABLES, *patterns)
 
     def is_passed(name: str) -> bool:
-        if any(fnmatchcase(name, never) for never in NEVER_PASSED):
+        if is_never_passed(name):
             return False
         if name.startswith("GIT_"):
             return name in wanted

@@ -130,20 +130,31 @@ def duration(low: timedelta, high: timedelta = timedelta(days=3650)) -> Rule:
     return Rule(read, f'a number and ms, s, m, h or d in quotes, such as "90s", {limits}', toml)
 
 
-def size() -> Rule:
-    """Return the rule for a size in bytes, written with its unit (behaviour C4)."""
+def size(low: int = 0, *, empty: bool = False) -> Rule:
+    """Return the rule for a size in bytes, `low` at least, written with its unit (behaviour C4).
+
+    With `empty`, nothing may stand there, which is read as 0.
+    """
 
     def read(value: object) -> int:
+        if empty and value == "":
+            return 0
         match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
             raise Wrong(f"{shown(value)} is not a size")
-        return round(float(match[1]) * _SIZE_UNITS[match[2]])
+        found = round(float(match[1]) * _SIZE_UNITS[match[2]])
+        if found < low:
+            raise Wrong(f"{shown(value)} is less than {text(low)}")
+        return found
 
     def text(value: int) -> str:
+        if empty and not value:
+            return '""'
         unit = next((u for u in ("GiB", "MiB") if value % _SIZE_UNITS[u] == 0), "KiB")
         return f'"{value / _SIZE_UNITS[unit]:.12g}{unit}"'
 
-    return Rule(read, 'a number and KiB, MiB or GiB in quotes, such as "2GiB"', text)
+    valid = 'a number and KiB, MiB or GiB in quotes, such as "2GiB"'
+    return Rule(read, f'{valid}, or ""' if empty else valid, text)
 
 
 def line(valid: str, wrong: Callable[[str], str | None] = lambda _: None) -> Rule:
@@ -213,6 +224,18 @@ def place(what: str) -> Rule:
     return path(f"{what} relative to the repository and inside it", inside=True)
 
 
+def place_or_absolute(what: str) -> Rule:
+    """Return the rule for a path that may be empty: absolute, or a place in the repository."""
+    valid = f'{what}, absolute, or relative to the repository and inside it, or ""'
+
+    def wrong(text: str) -> str | None:
+        if text.startswith("~"):
+            return "~ is not expanded"
+        return None if not text or text.startswith("/") else escapes(text)
+
+    return line(valid, wrong)
+
+
 def escapes(text: str) -> str | None:
     """Say why a place named by a settings file does not lie inside the repository, or `None`."""
     normal = posixpath.normpath(text)
@@ -224,6 +247,40 @@ def escapes(text: str) -> str | None:
     if normal == ".":
         return "it is the repository itself"
     return "it lies in git's own folder" if first.lower() == ".git" else None
+
+
+_ADDRESS = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*)):(\d{1,5})", re.ASCII)
+
+
+def listening() -> Rule:
+    """Return the rule for where to listen: an address of this machine's own, or a socket's path.
+
+    Whoever listens elsewhere tells the network what agents do here.
+    """
+
+    def wrong(text: str) -> str | None:
+        if text.startswith("unix:"):
+            path = text.removeprefix("unix:")
+            return "~ is not expanded" if path.startswith("~") else None if path else "no path"
+        if not text:
+            return None
+        match = _ADDRESS.fullmatch(text)
+        if match is None:
+            return "this is no address with a port"
+        import ipaddress  # noqa: PLC0415 - seldom needed
+
+        try:
+            host = ipaddress.ip_address(match[1] or match[2])
+        except ValueError:
+            return "its host is no address" + ("; localhost has two" if "localhost" in text else "")
+        if (host.version == 6) is not (match[1] is not None):  # noqa: PLR2004 - of IP
+            return "an address of IPv6 goes into brackets, and no other"
+        if not host.is_loopback:
+            return "others than this machine could reach it"
+        return None if 0 < int(match[3]) < 2**16 else "there is no such port"
+
+    valid = '"127.0.0.1:9464", "[::1]:9464", "unix:PATH", or ""'
+    return line(valid, wrong)
 
 
 _BAD_IN_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)")

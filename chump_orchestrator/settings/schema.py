@@ -38,6 +38,8 @@ _PASSED = rules.listing(
 )
 _ARGUMENTS = rules.listing(rules.argument(), 'texts, such as ["--verbose"]')
 _SIGNALS = rules.listing(rules.signal(), f"{', '.join(rules.SIGNALS)}, at least one", least=1)
+_PATTERNS = rules.listing(rules.path(""), 'patterns of file names, such as [".env*"]')
+_FILE = rules.path("a path, absolute or relative to the repository", empty=True)
 _PROGRAM = rules.path('a name on PATH or a path, such as "/opt/bin/claude", or ""', empty=True)
 PLUG_IN = rules.name("the name of an installed one", r"[A-Za-z0-9][\w-]*", "this is no name")
 BACKEND = Rule(lambda v: canonical_backend(str(PLUG_IN.read(v))), PLUG_IN.valid, rules.toml)
@@ -137,9 +139,7 @@ class BackendSettings:
 class Prompt:
     """A template of the user's that replaces the whole brief; empty for none (behaviour D7)."""
 
-    template: str = key(
-        "", rules.path("a path, absolute or relative to the repository", empty=True)
-    )
+    template: str = key("", _FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +186,7 @@ class Worktrees:
         rules.line('the beginning of a branch, such as "claude/"', rules.prefix_complaint),
     )
     keep_days: int = key(7, _DAYS)
-    keep_ignored: tuple[str, ...] = key(
-        (".env*", "*.local"),
-        rules.listing(rules.path(""), 'patterns of file names, such as [".env*"]'),
-    )
+    keep_ignored: tuple[str, ...] = key((".env*", "*.local"), _PATTERNS)
     min_free: int = key(2 * 2**30, rules.size())
 
 
@@ -218,6 +215,13 @@ class Lessons:
 
 
 @dataclass(frozen=True, slots=True)
+class Secrets:
+    """The file of secrets; the default one may be missing, and empty stands for none."""
+
+    file: str = key(".chump/secrets.env", _FILE)
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """The orchestrator's own folder, and for how many days logs of settled dispatches stay."""
 
@@ -234,10 +238,37 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """How the daemon's own log looks."""
+    """How the daemon's own log looks; an empty `file` is none, `max_size` is in bytes."""
 
     format: LogFormat = key(LogFormat.AUTO, rules.word(LogFormat))
     level: LogLevel = key(LogLevel.INFO, rules.word(LogLevel))
+    file: str = key("", rules.place_or_absolute("a file"))
+    max_size: int = key(10 * 2**20, rules.size(64 * 2**10))
+    keep: int = key(3, rules.whole(1, 100))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one agent may use of its machine; 0 stands for no limit, `memory` is in bytes."""
+
+    memory: int = key(0, rules.size(64 * 2**20, empty=True))
+    tasks: int = key(0, rules.whole(0, 2**22))
+    cpu_weight: int = key(0, rules.whole(0, 10_000))
+    required: bool = key(default=False, rule=_SWITCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Whether the machine is kept awake while agents run."""
+
+    keep_awake: bool = key(default=True, rule=_SWITCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """Where health, metrics and state are told; empty for nowhere."""
+
+    listen: str = key("", rules.listening())
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +306,13 @@ class Settings:
     leases: Leases = field(default_factory=Leases)
     journal: Journal = field(default_factory=Journal)
     lessons: Lessons = field(default_factory=Lessons)
+    secrets: Secrets = field(default_factory=Secrets)
     state: State = field(default_factory=State)
     stop: Stop = field(default_factory=Stop)
     log: Log = field(default_factory=Log)
+    limits: Limits = field(default_factory=Limits)
+    power: Power = field(default_factory=Power)
+    http: Http = field(default_factory=Http)
     faults: Faults = field(default_factory=Faults)
     override: Route | None = None
     depth: str = ""

@@ -22,15 +22,17 @@ _SECRET_SHAPE = re.compile(
 )
 
 
-def secret_values(variables: Mapping[str, str]) -> tuple[str, ...]:
+def secret_values(variables: Mapping[str, str], always: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the values that must not be shown, longest first: by name, or a URL's password.
 
-    Of a value with several lines, such as a private key, each line is one too.
+    Those of `always` are secrets whatever they are called. Of a value with several lines, such
+    as a private key, each line is one too.
     """
     found: set[str] = set()
-    for name, value in variables.items():
-        if _is_secret(name):
-            found |= {value, value.strip(), *map(str.strip, value.splitlines())}
+    named = [value for name, value in variables.items() if is_secret(name)]
+    for value in (*named, *always):
+        found |= {value, value.strip(), *map(str.strip, value.splitlines())}
+    for value in variables.values():
         found |= {info.partition(":")[2] or info for info in _USER_INFO.findall(value)}
     return tuple(
         sorted((s for s in found if len(s) >= SHORTEST_SECRET), key=lambda s: (-len(s), s))
@@ -52,26 +54,27 @@ def masked_arguments(arguments: tuple[str, ...]) -> Iterator[str]:
     hide = False
     for argument in arguments:
         option, has_value, _ = argument.partition("=")
-        is_secret = option.startswith("-") and _is_secret(option.replace("-", "_"))
+        is_hidden = option.startswith("-") and is_secret(option.replace("-", "_"))
         variable = _VARIABLE.match(argument)
         if hide and not argument.startswith("--"):
             yield MASK
-        elif is_secret and has_value:
+        elif is_hidden and has_value:
             yield f"{option}={MASK}"
-        elif variable is not None and _is_secret(variable["name"]):
+        elif variable is not None and is_secret(variable["name"]):
             yield argument[: variable.end() - 1] + MASK
         else:
             yield _ASSIGNED.sub(_without_value, argument)
-        hide = is_secret and not has_value
+        hide = is_hidden and not has_value
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Say whether a variable or option is named as secrets are."""
     return _SECRET_NAME.search(name) is not None
 
 
 def _without_value(assigned: re.Match[str]) -> str:
     name = assigned["name"]
-    return f"{name}={MASK}" if _is_secret(name.replace("-", "_")) else assigned[0]
+    return f"{name}={MASK}" if is_secret(name.replace("-", "_")) else assigned[0]
 
 
 def masked(text: str, secrets: Iterable[str] = ()) -> str:

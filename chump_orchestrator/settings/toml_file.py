@@ -20,8 +20,6 @@ LARGEST_FILE = 2**20
 
 NOT_IN_THIS_VERSION: Mapping[Key, str] = {
     ("budget",): "budgets",
-    ("http",): "an interface over HTTP",
-    ("limits",): "limits on what agents use of the machine",
     ("ship",): "shipping in the place of agents",
     ("brake", "usd"): "a brake on money",
     ("worktrees", "prepared"): "worktrees made in advance",

@@ -100,6 +100,7 @@ def _become_agent(order: Order, secrets: Secrets, umask: int, shim: int, pipes: 
                 signal.signal(number, signal.SIG_DFL)
         os.setsid()
         host.die_with_parent(shim)
+        host.go_first()
         os.close(barrier_write)
         if os.read(barrier, 1) != _GO:
             os._exit(_NOT_STARTED)

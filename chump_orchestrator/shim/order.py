@@ -13,6 +13,7 @@ _SECRETS_WAIT_S = 10.0
 _SECRETS_LIMIT = 16 * 1024 * 1024
 _MAX_GRACE_S = 86_400.0
 _MAX_S = 10 * 366 * 86_400.0
+_MOST = 2**63 - 1
 
 
 class Order:
@@ -35,8 +36,32 @@ class Order:
         )
         self.head_bytes = _count(spec, "head_bytes")
         self.ring_bytes = _count(spec, "ring_bytes")
-        # Of a daemon that knows of no control groups the key is missing.
+        # Of a daemon that knows nothing of the following the keys are missing.
         self.cgroup = _text(spec, "cgroup") if spec.get("cgroup") is not None else None
+        self.gap = _text(spec, "gap") if "gap" in spec else self.dispatch
+        self.managers = tuple(_texts(spec, "managers")) if "managers" in spec else ()
+        self.unit = _text(spec, "unit") if "unit" in spec else ""
+        self.runtime_s = seconds(spec, "runtime_s") if "runtime_s" in spec else _MAX_S
+        self.limits = Limits(spec.get("limits") or {})
+
+
+class Limits:
+    """What an agent may use: `memory` in bytes, `tasks`, `cpu_weight`, those of them that are set.
+
+    Where `are_a_must`, the agent is not to be started if one of them cannot be had.
+    """
+
+    NAMES = ("memory", "tasks", "cpu_weight")
+
+    def __init__(self, given: object) -> None:
+        if not isinstance(given, dict):
+            raise TypeError("limits: not an object")
+        self.values = {
+            name: min(_count(given, name), _MOST)
+            for name in self.NAMES
+            if given.get(name) is not None
+        }
+        self.are_a_must = given.get("required") is True
 
 
 class Secrets:

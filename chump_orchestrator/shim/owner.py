@@ -6,13 +6,12 @@ recovery can tell from the files which it was. Before the first, the shim detach
 
 import contextlib
 import errno
-import json
 import math
 import os
 import signal
 
-from chump_orchestrator.shim.cgroup import confine
 from chump_orchestrator.shim.child import Child, SpawnError, fork
+from chump_orchestrator.shim.containment import Containment, Unlimited
 from chump_orchestrator.shim.control import Control
 from chump_orchestrator.shim.detaching import detach
 from chump_orchestrator.shim.files import (
@@ -25,12 +24,13 @@ from chump_orchestrator.shim.files import (
     take_lock,
     write_durably,
 )
+from chump_orchestrator.shim.first_word import tell
 from chump_orchestrator.shim.ladder import Ladder
 from chump_orchestrator.shim.logs import StreamLog
 from chump_orchestrator.shim.order import Order, Secrets, read_order, read_secrets, seconds
 from chump_orchestrator.shim.redaction import Redactor
 from chump_orchestrator.shim.stream import Stream
-from chump_orchestrator.shim.tree import Tree, adopt_orphans, describe
+from chump_orchestrator.shim.tree import Tree, adopt_orphans, describe, is_by_term
 from chump_orchestrator.shim.turns import LONGEST_TURN_S, READABLE, Turns
 
 _KILLING_S = 5.0
@@ -67,8 +67,11 @@ def main(argv: list[str]) -> int:
         _lock = take_lock()  # s1, s2; held, as long as the descriptor is open, until the end
         owner = Owner(read_order())
         owner.launch(read_secrets(), umask)
+    except Unlimited as why:
+        tell({"state": "left", "why": str(why), "is_final": True})
+        return _LEFT
     except (Leave, OSError) as why:
-        _tell({"state": "left", "why": str(why)})
+        tell({"state": "left", "why": str(why)})
         return _LEFT
     owner.mind()
     return 0
@@ -80,6 +83,7 @@ class Owner:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._hard_s = order.hard_s
+        self._contained = Containment(order)
         self._turns = Turns()
         self._ladder = Ladder(order.stop_signals, order.grace_s)
         self._tree: Tree | None = None
@@ -109,17 +113,18 @@ class Owner:
         """Steps s3 to s5. Raises `Leave` when nothing was started and nothing recorded."""
         self._listen_to_signals()
         adopt_orphans()
+        contained = self._contained
         try:
             child = fork(self._order, secrets, umask)  # s3
-            cgroup = confine(child.pid, self._order.cgroup, self._order.dispatch)
+            contained.take_in(child.pid)
             try:
-                running = describe(child.pid, os.getpid(), cgroup)
-                self._running = {**running, "started_at": self._started_at}
+                self._running = describe(child.pid, os.getpid()) | contained.told()
+                self._running["started_at"] = self._started_at
                 self._write(RUNNING, self._running)  # s4
             except OSError as error:
                 child.abandon()
                 raise Leave(f"cannot write {RUNNING}: {error}") from error
-            self._tree = Tree(child.pid, self._order.dispatch, cgroup)
+            self._tree = Tree(child.pid, self._order.dispatch, contained.cgroup)
             self._serve(child, secrets)
             child.release()  # s5
         except SpawnError as error:
@@ -201,7 +206,7 @@ class Owner:
         self._turns.forget(child.verdict)
         self._spawn_error = child.read_verdict()
         if self._spawn_error is None:
-            _tell({"state": "running", "pid": child.pid})
+            tell({"state": "running", "pid": child.pid})
 
     def _woken(self, _events: int) -> None:
         self._stirred = True
@@ -299,6 +304,12 @@ class Owner:
             stream.log.sync()
         if self._record is None:
             self._record = self._sum_up()
+        if self._record["killed_by"] is None and is_by_term(self._record):
+            # Whoever ends the machine, or our unit, signals all at once: it may be our turn next.
+            if self._is_termed:
+                self._record["killed_by"] = "host"
+            elif now < self._drain_until:
+                return
         try:
             self._write(EXIT, self._record)
         except OSError as error:
@@ -321,7 +332,7 @@ class Owner:
         self._leave_at = now + _FAREWELL_S
         if self._spawn_error is not None:
             why = self._spawn_error
-            _tell({"state": "spawn_failed", "error": str(why), "errno": why.number})
+            tell({"state": "spawn_failed", "error": str(why), "errno": why.number})
         if self._control is not None:
             self._control.finish(**farewell)
 
@@ -331,6 +342,7 @@ class Owner:
         The sweep is over by now, so no signal can meet whoever gets its pid next.
         """
         ending = self._tree.bury_agent() if self._tree else None
+        out_of_memory = self._contained.out_of_memory()
         if self._tree is not None:
             self._tree.release()
         if self._spawn_error is not None:
@@ -343,6 +355,7 @@ class Owner:
             "spawn_error": {"errno": why.number, "message": str(why)} if why else None,
             "swept": len(self._tree.swept) if self._tree else 0,
             "survivors": self._survivors,
+            "out_of_memory": out_of_memory,
             "peak_rss_bytes": self._tree.peak_rss_bytes if self._tree else 0,
             "cpu_s": round(self._tree.cpu_s, 3) if self._tree else 0.0,
             "active_s": round(self._ended_s or 0.0, 3),
@@ -382,13 +395,3 @@ class Owner:
 
     def _write(self, name: str, content: dict[str, object]) -> None:
         write_durably(name, {"dispatch": self._order.dispatch, **content})
-
-
-def _tell(line: dict[str, object]) -> None:
-    """Say the one line that the daemon waits for; no matter if it has gone."""
-    with contextlib.suppress(OSError):
-        os.write(1, json.dumps(line).encode() + b"\n")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.close(null)

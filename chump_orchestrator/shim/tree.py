@@ -119,7 +119,7 @@ class Tree:
         return None
 
 
-def describe(pid: int, shim: int, cgroup: Cgroup | None) -> dict[str, object]:
+def describe(pid: int, shim: int) -> dict[str, object]:
     """What recovery needs to know about the two processes that it may find again."""
     return {
         "shim_pid": shim,
@@ -128,8 +128,12 @@ def describe(pid: int, shim: int, cgroup: Cgroup | None) -> dict[str, object]:
         "pgid": pid,
         "start": host.start_of(pid),
         "boot_id": host.boot_id(),
-        "cgroup": cgroup.path if cgroup else None,
     }
+
+
+def is_by_term(record: dict[str, object]) -> bool:
+    """Whether an agent ended by SIGTERM, or as shells and their like tell that of others."""
+    return record["signal"] == signal.SIGTERM or record["code"] == 128 + signal.SIGTERM
 
 
 def adopt_orphans() -> None:

@@ -17,7 +17,7 @@ import anyio
 import psutil
 
 from chump_orchestrator.adapters.local import LocalExecutor, ShimAgent
-from chump_orchestrator.core.dispatch import Command, Deadlines, Workspace
+from chump_orchestrator.core.dispatch import Command, Deadlines, Limits, Workspace
 from tests.adapters.shims import PATIENCE_S, marked
 from tests.builders import a_dispatch
 
@@ -75,6 +75,8 @@ class Bench:
         secrets: tuple[str, ...] = (),
         python: str = sys.executable,
         cgroups: Path | None = None,
+        managers: tuple[str, ...] = (),
+        limits: Limits | None = None,
     ) -> LocalExecutor:
         """Return an executor on the state folder, as another daemon would have."""
 
@@ -90,6 +92,8 @@ class Bench:
             clock=RealClock(),
             python=python,
             cgroups=cgroups,
+            managers=lambda: managers,
+            limits=lambda: limits or Limits(),
         )
 
     def id(self) -> str:

@@ -73,6 +73,20 @@ async def test_both_streams_and_the_exit_code_are_returned(tmp_path: Path) -> No
     assert finished == Finished(3, b"out\n", b"err\n")
 
 
+async def test_a_helper_cannot_speak_to_our_service_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "ITS_OWN"):
+        monkeypatch.setenv(name, "1")
+
+    finished = await python(
+        "import os; print(*sorted(n for n in os.environ if n[:5] in ('NOTIF','WATCH','ITS_O')))",
+        tmp_path,
+    )
+
+    assert finished.out == b"ITS_OWN\n"
+
+
 async def test_a_program_that_dies_of_a_signal_says_which(tmp_path: Path) -> None:
     finished = await python("import os; os.kill(os.getpid(), 9)", tmp_path)
 

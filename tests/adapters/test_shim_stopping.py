@@ -289,6 +289,42 @@ def test_the_end_of_the_host_is_recorded(shim: Shim) -> None:
     assert (record["signal"], record["killed_by"]) == (signal.SIGINT, "host")
 
 
+CATCHES_TERM = (
+    "import signal, sys, time\n"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+    "print('ready', flush=True)\n"
+    "time.sleep(60)\n"
+)
+
+
+@pytest.mark.parametrize(
+    "script", ["print('ready', flush=True); import time; time.sleep(60)", CATCHES_TERM]
+)
+def test_who_ends_the_host_may_tell_the_agent_before_its_shim(shim: Shim, script: str) -> None:
+    """A shutdown tells everybody at once; a moment later the shim knows that it was one."""
+    agent = shim.start(python(script))["pid"]
+    eventually(lambda: shim.log("stdout"), "an agent that is ready")
+    os.kill(agent, signal.SIGTERM)
+    os.kill(shim.pid, signal.SIGTERM)
+
+    assert shim.exit()["killed_by"] == "host"
+
+
+def test_an_agent_that_ended_well_was_not_ended_by_the_host_that_ends_next(shim: Shim) -> None:
+    script = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if os.fork() == 0:\n"
+        " time.sleep(60)\n"
+    )
+    shim.start(python(script), grace_s=2.0)
+    eventually(lambda: shim.ask(op="status")["state"] == "sweeping", "the agent's end")
+    os.kill(shim.pid, signal.SIGTERM)
+
+    record = shim.exit()
+    assert (record["code"], record["killed_by"]) == (0, None)
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1])
 def test_what_is_meant_for_the_daemon_does_not_stop_a_shim(
     shim: Shim, number: signal.Signals

@@ -1210,6 +1210,7 @@ async def test_what_is_ours_is_excluded_once_and_in_no_tracked_file(repository: 
         "/.chump/state.db*",
         "/.chump-locks/",
         "/sessions/chump_memory.db*",
+        "/.chump/secrets.env",
         "/more/",
     ]
     assert repository.git("status", "--porcelain") == ""

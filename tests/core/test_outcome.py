@@ -117,6 +117,7 @@ def test_a_stop_that_was_asked_for_comes_first(
 
 CODE_7 = Exit(code=7)
 CODE_0 = Exit(code=0)
+AT_LIMIT = "killed at its limit of 96 MiB of memory"
 UNANSWERED = "the forge gave no answer for 1 day, 0:00:00 after the agent had ended"
 
 
@@ -175,6 +176,18 @@ def after(
         (
             Exit(lost="its shim was killed"),
             settled(OutcomeKind.LOST, "its shim was killed", Cause.LOST),
+        ),
+        *(
+            (ended, settled(OutcomeKind.KILLED, AT_LIMIT, Cause.OUT_OF_MEMORY))
+            for ended in (
+                Exit(signal=9, out_of_memory=AT_LIMIT),
+                Exit(code=1, out_of_memory=AT_LIMIT),
+                Exit(lost="its shim was killed", out_of_memory=AT_LIMIT),
+            )
+        ),
+        (
+            Exit(signal=9, stopped_by="operator", out_of_memory=AT_LIMIT),
+            settled(OutcomeKind.CANCELLED, STOPPED_BY_OPERATOR),
         ),
     ],
 )
@@ -605,3 +618,14 @@ def test_the_shim_has_been_told_of_a_silent_forge_before_its_first_deadline(
 
     assert told == deadlines.last
     assert timedelta(0) < EXTENSION_LEAD <= 20 * S
+
+
+def test_an_agent_that_ended_well_is_not_judged_by_what_was_killed_in_it() -> None:
+    """A compiler, say, that it did without."""
+    ended = Exit(code=0, out_of_memory=AT_LIMIT)
+
+    assert judge(after(ended, 1 * M, NONE, 1 * S, (2, 30 * S)), HOUR) == settled(
+        OutcomeKind.STALLED,
+        "the agent ended with exit code 0 and left no pull request",
+        Cause.NO_PULL,
+    )

@@ -581,7 +581,7 @@ async def test_who_listens_cannot_harm_a_dispatch() -> None:
 
     assert daemon.scheduler.last["A-1"].kind is OutcomeKind.KILLED
     assert len(heard) == 1
-    assert scene.events[-1][0] == "dispatch.settled"
+    assert [event for event, _ in scene.events][-2:] == ["dispatch.settled", "daemon.stopped"]
 
 
 async def test_i5_a_status_needs_no_ledger() -> None:

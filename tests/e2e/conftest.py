@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.cli_repository import Repository, a_quiet_log
+from tests.e2e.clinic import Clinic
 from tests.e2e.projects import Make, Project
 
 
@@ -17,6 +18,13 @@ def repository(
     monkeypatch.chdir(tmp_path)
     with a_quiet_log():
         yield Repository(tmp_path, capsys)
+
+
+@pytest.fixture
+def clinic(repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clinic:
+    beside = tmp_path.with_name(f"{tmp_path.name}-beside")
+    beside.mkdir()
+    return Clinic(repository, beside, monkeypatch)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,13 @@ class Project:
         database = self.root / "sessions" / "chump_memory.db"
         if not database.exists():
             return []
-        with sqlite3.connect(database) as connection:
+        with closing(sqlite3.connect(database)) as connection:
+            tables = "SELECT count(*) FROM sqlite_master WHERE name = 'chump_reflections'"
+            if connection.execute(tables).fetchone() == (0,):
+                return []
             rows = connection.execute(
                 "SELECT task_id || ' ' || observed_outcome FROM chump_reflections ORDER BY id"
             ).fetchall()
-        connection.close()
         return [row[0] for row in rows]
 
     def left(self) -> Mapping[str, list[str]]:

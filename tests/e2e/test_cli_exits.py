@@ -123,9 +123,9 @@ def test_a_number_that_a_command_returns_is_its_code(number: int) -> None:
         ("run", "--pull-wait", "soon"),
         ("run", "--limit", "0"),
         ("--max-parallel", "many"),
-        ("service", "install"),
-        ("report",),
-        ("doctor",),
+        ("service", "explode"),
+        ("report", "--explode"),
+        ("doctor", "explode"),
     ],
 )
 def test_what_nobody_knows_is_a_matter_of_usage(

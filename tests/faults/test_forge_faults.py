@@ -35,8 +35,8 @@ pulls_gh.GhPulls.__init__.__kwdefaults__["timeout"] = timedelta(seconds=1)
 pulls_gh.FIRST_QUIET = timedelta(seconds=3)
 lookout.FIRST_BACKOFF = timedelta(milliseconds=200)
 begin = lookout.Lookout.__init__
-def quickly(self, pulls, clock, interval):
-    begin(self, pulls, clock, timedelta(milliseconds=300))
+def quickly(self, pulls, clock, interval, tell):
+    begin(self, pulls, clock, timedelta(milliseconds=300), tell)
 lookout.Lookout.__init__ = quickly
 """
 """The same program with less patience, so that its tests need less."""

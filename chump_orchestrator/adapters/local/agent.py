@@ -47,6 +47,7 @@ LAST_RESORT_S = 5.0
 """How long a shim that cannot be asked may take to kill its agent before it is killed itself."""
 
 _CODES, _SIGNALS = 255, 255
+_MIB, _GIB = 2**20, 2**30
 _GONE = "the files of the dispatch have gone"
 
 log = structlog.get_logger()
@@ -307,11 +308,23 @@ def _exit_of(record: dict[str, object]) -> Exit:
         active=_span(record.get("active_s")),
         peak_rss_bytes=whole(record.get("peak_rss_bytes")) or 0,
         cpu=_span(record.get("cpu_s")),
+        out_of_memory=_out_of_memory(record.get("out_of_memory")),
     )
     says_how = ended.code is not None or ended.signal is not None or ended.spawn_error
     if says_how or ended.lost or record.get("survivors"):
         return ended
     return replace(ended, lost=UNREADABLE, clean=False)
+
+
+def _out_of_memory(told: object) -> str:
+    """For want of what memory a part of it was killed, in words; empty when that was not so."""
+    if not isinstance(told, dict) or not whole(told.get("kills")):
+        return ""
+    limit = whole(told.get("limit"))
+    if told.get("at_limit") is True and limit:
+        size = f"{limit / _GIB:.4g} GiB" if limit >= _GIB else f"{limit / _MIB:.4g} MiB"
+        return f"killed at its limit of {size} of memory"
+    return "killed because the machine ran out of memory"
 
 
 def _text(value: object) -> str:

@@ -12,19 +12,33 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from chump_orchestrator.adapters.local.agent import ShimAgent
-from chump_orchestrator.adapters.local.files import TEMPORARY, delete, locked, sync_folder
+from chump_orchestrator.adapters.local.files import (
+    TEMPORARY,
+    delete,
+    locked,
+    read_object,
+    sync_folder,
+)
 from chump_orchestrator.adapters.local.launching import Launch, launch
 from chump_orchestrator.adapters.local.numbers import LARGEST_PID, seconds, whole
 from chump_orchestrator.adapters.local.recalling import recall
 from chump_orchestrator.adapters.local.remains import MARKER, Found, Stage, is_alive, look
 from chump_orchestrator.adapters.local.shims import kill_shim
 from chump_orchestrator.adapters.local.wire import ask
-from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Command, Dispatch, Workspace
+from chump_orchestrator.core.dispatch import (
+    DISPATCH_ID_PATTERN,
+    Command,
+    Dispatch,
+    Limits,
+    Workspace,
+)
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.ports import Clock
 from chump_orchestrator.core.records import Recalled
+from chump_orchestrator.shim.files import RUNNING
 
 DISPATCHES = "d"
 """Folder of the state that holds one folder for each dispatch."""
@@ -41,6 +55,8 @@ _PATIENCE_S = 1.0
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.25
 
+log = structlog.get_logger()
+
 Environment = Callable[[tuple[str, ...]], Mapping[str, str]]
 """Gives what an agent may see of the daemon's environment; the patterns name what else it may."""
 
@@ -49,7 +65,9 @@ class LocalExecutor:
     """Runs agents on this machine; see `core.ports.Executor`.
 
     `state` is the folder that dispatches lie in, `cgroups` the control group below which each may
-    have one of its own, `None` where there is none to be had. `secrets` gives the values in an
+    have one of its own, `None` where there is none to be had. `managers` gives the sockets of
+    service managers that may be asked for a unit of an agent's own, and `limits` what an agent may
+    use, both anew for each launch. `secrets` gives the values in an
     environment that must not reach a log, `overlay` is set over what `environment` gives
     (behaviour D5).
     """
@@ -64,6 +82,8 @@ class LocalExecutor:
         clock: Clock,
         python: str = sys.executable,
         cgroups: Path | None = None,
+        managers: Callable[[], tuple[str, ...]] = tuple,
+        limits: Callable[[], Limits] = Limits,
     ) -> None:
         self._folder = state.absolute() / DISPATCHES
         self._environment = environment
@@ -72,6 +92,9 @@ class LocalExecutor:
         self._clock = clock
         self._python = python
         self._cgroups = cgroups
+        self._managers = managers
+        self._limits = limits
+        self._told: set[tuple[str, ...]] = set()
         self._launches = anyio.CapacityLimiter(_LAUNCHES)
         self._has_emptied = False
 
@@ -90,8 +113,11 @@ class LocalExecutor:
             secrets=self._secrets(environment),
             python=self._python,
             cgroup=None if self._cgroups is None else str(self._cgroups),
+            managers=self._managers(),
+            limits=self._limits(),
         )
         pid = await _to_its_end(self._launch(order))
+        await anyio.to_thread.run_sync(self._tell_of_containment, directory)
         return ShimAgent(directory, self._clock, pid=pid)
 
     async def attach(self, dispatch_id: str) -> ShimAgent | None:
@@ -144,6 +170,20 @@ class LocalExecutor:
 
     async def discard(self, dispatch_id: str) -> None:
         await anyio.to_thread.run_sync(_discard, self._directory(dispatch_id))
+
+    def _tell_of_containment(self, directory: Path) -> None:
+        """Log how an agent is contained, and, once for each kind, which of its limits do not hold.
+
+        A file that cannot be read just now tells nothing; the agent runs all the same.
+        """
+        with contextlib.suppress(OSError):
+            running = read_object(directory, RUNNING) or {}
+            log.debug("agent.contained", unit=running.get("unit"), cgroup=running.get("cgroup"))
+            unheld = running.get("unheld")
+            missing = tuple(map(str, unheld)) if isinstance(unheld, list) else ()
+            if missing and missing not in self._told:
+                self._told.add(missing)
+                log.warning("limits.unheld", limits=missing, why=running.get("why"))
 
     def _directory(self, dispatch_id: str) -> Path:
         if not DISPATCH_ID_PATTERN.fullmatch(dispatch_id):

@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import Enum
 from io import FileIO
@@ -21,6 +21,7 @@ import anyio
 import anyio.to_thread
 
 from chump_orchestrator import shim
+from chump_orchestrator.adapters.local import cgroups
 from chump_orchestrator.adapters.local.files import (
     PROMPT,
     SHIM_LOG,
@@ -30,11 +31,11 @@ from chump_orchestrator.adapters.local.files import (
     write_durably,
     write_object,
 )
-from chump_orchestrator.adapters.local.numbers import LARGEST_PID
+from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S
 from chump_orchestrator.adapters.local.remains import give_up, is_held
 from chump_orchestrator.adapters.local.shims import kill_shim
 from chump_orchestrator.adapters.process import SHORTAGES
-from chump_orchestrator.core.dispatch import Command, Dispatch, Workspace
+from chump_orchestrator.core.dispatch import Command, Deadlines, Dispatch, Limits, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.shim.files import SPEC
 
@@ -42,6 +43,9 @@ HEAD_BYTES = 262_144
 RING_BYTES = 8_388_608
 ANSWER_S = 15.0
 """How long a shim may take to say whether its agent runs; it needs some 50 ms."""
+
+_LAST_RESORT = timedelta(minutes=5)
+"""How long after its shim should have ended it an agent is ended by the service manager."""
 
 _SHIM = str(Path(shim.__file__).parent)
 _SHIM_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
@@ -53,7 +57,11 @@ _PLACEHOLDER = re.compile(r"\{(worktree|branch|prompt_file)\}")
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """All that a shim is started with; `cgroup` is where it may make a control group."""
+    """All that a shim is started with.
+
+    `cgroup` is where it may make a control group, `managers` are the sockets of service managers
+    that it may ask for a unit, the best one first.
+    """
 
     directory: Path
     dispatch: Dispatch
@@ -64,6 +72,8 @@ class Launch:
     secrets: tuple[str, ...]
     python: str
     cgroup: str | None = None
+    managers: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +88,10 @@ class _Line:
 async def launch(order: Launch) -> int:
     """Start an agent under a shim and return the agent's process id.
 
-    Raises `Refused` when the agent cannot be executed, `Unavailable` when it cannot be started
-    now; after either, nothing of it is left running. Takes up to half a minute when a shim hangs.
-    On cancellation a shim that was not told its environment yet starts nothing.
+    Raises `Refused` when the agent cannot be executed, or not with limits that are required,
+    `Unavailable` when it cannot be started now; after either, nothing of it is left running.
+    Takes up to half a minute when a shim hangs. On cancellation a shim that was not told its
+    environment yet starts nothing.
     """
     with contextlib.ExitStack() as ours:
         process, line = await _start(order, ours)
@@ -104,6 +115,8 @@ async def launch(order: Launch) -> int:
                     os.killpg(process.pid, signal.SIGKILL)
             await _see_off(process)
             await anyio.to_thread.run_sync(_clear_away, order, answer)
+            if answer.get("is_final") is True:
+                raise Refused(f"limits.required keeps the agent from starting: {because}")
             raise Unavailable(f"the agent of {order.dispatch.id} could not be started: {because}")
 
 
@@ -156,6 +169,10 @@ def _write_order(order: Launch, program: str) -> None:
         "head_bytes": HEAD_BYTES,
         "ring_bytes": RING_BYTES,
         "cgroup": order.cgroup,
+        "managers": list(order.managers),
+        "unit": cgroups.own_unit(),
+        "runtime_s": _longest_s(dispatch.deadlines),
+        "limits": dataclasses.asdict(order.limits),
         "branch": order.workspace.branch,
         "base": order.workspace.base,
         "created_at": dispatch.created_at.isoformat(),
@@ -164,6 +181,16 @@ def _write_order(order: Launch, program: str) -> None:
     plain = json.loads(json.dumps(spec, default=_plain))
     write_object(directory, SPEC, plain)
     sync_folder(directory.parent)
+
+
+def _longest_s(deadlines: Deadlines) -> float:
+    """Return after how long a service manager ends what its shim should have ended before.
+
+    No deadline is later than one soft deadline after the last moment at which a pull request may
+    be seen first.
+    """
+    longest = deadlines.last + deadlines.soft + deadlines.grace + _LAST_RESORT
+    return min(longest.total_seconds(), LONGEST_S)
 
 
 def _plain(value: object) -> object:

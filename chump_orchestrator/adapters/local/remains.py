@@ -24,6 +24,7 @@ from chump_orchestrator.adapters.local.files import locked, read_object, write_o
 from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S, seconds, whole
 from chump_orchestrator.adapters.local.shims import agent_of, shims_of
 from chump_orchestrator.core.errors import Unavailable
+from chump_orchestrator.shim.cgroup import Cgroup
 from chump_orchestrator.shim.files import EXIT, RUNNING, SPEC, TOMBSTONE
 
 if sys.platform == "linux":
@@ -244,6 +245,7 @@ def _bury(
     recorded, this = running.get("boot_id"), host.boot_id()
     is_rebooted = isinstance(recorded, str) and bool(recorded and this) and recorded != this
     swept, survivors = (0, 0) if is_rebooted else sweep(dispatch, running)
+    out_of_memory = None if is_rebooted else _out_of_memory(dispatch, running)
     is_contained = not is_rebooted and _is_emptied(dispatch, running)
     started = instant(running.get("started_at"))
     record: dict[str, object] = {
@@ -256,12 +258,20 @@ def _bury(
         "spawn_error": None,
         "swept": swept,
         "survivors": survivors,
+        "out_of_memory": out_of_memory,
         "active_s": round(_active_s(directory, running), 3),
         "started_at": started.isoformat() if started else None,
         "ended_at": now.astimezone(UTC).isoformat(timespec="milliseconds"),
     }
     write_object(directory, EXIT, record)
     return record
+
+
+def _out_of_memory(dispatch: str, running: dict[str, object]) -> dict[str, object] | None:
+    path = running.get("cgroup")
+    if not cgroups.is_ours(path, dispatch):
+        return None
+    return Cgroup(str(path)).out_of_memory()
 
 
 def _is_emptied(dispatch: str, running: dict[str, object]) -> bool:
