@@ -231,9 +231,10 @@ def test_a_service_with_lingering_runs_without_anybody_logged_in(machine: Machin
     assert json.loads(project.say("service", "status", "--json").stdout)["linger"] is True
     (agent,) = project.agents_at_work().values()
 
-    # As a boot does it: the user's manager is started for those who linger, by logind.
-    machine.run("systemctl", "stop", "user@1500.service")
-    machine.run("systemctl", "restart", "systemd-logind.service")
+    # As a boot does it: logind, which knows of nobody yet, starts the managers of those who linger.
+    machine.run("systemctl", "stop", "user@1500.service", "systemd-logind.service")
+    machine.run("sh", "-c", "rm -f /run/systemd/users/*")
+    machine.run("systemctl", "start", "systemd-logind.service")
 
     machine.eventually(lambda: machine.path("/run/user/1500/systemd/private").exists())
     machine.eventually(lambda: project.properties().get("ActiveState") == "active")
