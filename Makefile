@@ -27,9 +27,9 @@ demo: $(STAMP) ## Drain a made-up backlog with the real daemon; no account, no n
 	@$(BIN)/chump-orchestrator demo
 
 .PHONY: test
-test: lint types contracts docs ## Every check, then every test; skipped tests are named at the end
+test: lint types contracts docs ## Every check, then every test, of the faults each case once; skipped ones are named
 	@echo '== pytest'
-	@$(PYTEST)
+	@FAULTS=short $(PYTEST)
 
 .PHONY: lint
 lint: $(STAMP) ## Style and formatting

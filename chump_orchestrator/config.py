@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 from chump_orchestrator.core.errors import ConfigError
-from chump_orchestrator.core.gap import plain
 from chump_orchestrator.core.routing import Route, canonical_backend
-from chump_orchestrator.settings import schema
+from chump_orchestrator.settings import tables
+from chump_orchestrator.settings.display import OVERRIDE, show, show_secrets
 from chump_orchestrator.settings.layers import Layers, Loaded, Origin, OriginKind, Secret
 from chump_orchestrator.settings.passed import AGENT_VARIABLES, FORGE_VARIABLES, agent_environment
 from chump_orchestrator.settings.rules import Key, shown, toml
-from chump_orchestrator.settings.schema import Settings, build, flatten, rule_of
+from chump_orchestrator.settings.schema import Settings, build, flatten
 from chump_orchestrator.settings.secret_sources import DEFAULT_FILE, gather, values_of
-from chump_orchestrator.settings.secrets import is_secret, masked, masked_arguments, secret_values
+from chump_orchestrator.settings.secrets import masked, secret_values
 from chump_orchestrator.settings.toml_file import dotted, read
 
 __all__ = [
@@ -171,20 +171,23 @@ def _hours(text: str) -> object:
     return timedelta(hours=hours)
 
 
+def _milliseconds(text: str) -> object:
+    return f"{text}ms"
+
+
 VARIABLES: Mapping[str, tuple[Key, Callable[[str], object]]] = {
     "CHUMP_DISPATCH_CAPACITY": (("max_parallel",), _integer),
     "CHUMP_PICKER_BIAS_THRESHOLD": (("pick", "bias_threshold"), _fraction),
     "CHUMP_PICKER_BIAS_WINDOW": (("pick", "bias_window"), _integer),
     "CHUMP_CLAUDE_BIN": (("backend", "claude", "program"), str),
     "CHUMP_LOCAL_BIN": (("backend", "chump-local", "program"), str),
+    "CLAUDE_CODE_MAX_RETRIES": (("backend", "claude", "max_retries"), _integer),
+    "API_TIMEOUT_MS": (("backend", "claude", "api_timeout"), _milliseconds),
     "GAP_CLAIM_TTL_HOURS": (("leases", "ttl"), _hours),
     "CHUMP_LOCK_DIR": (("leases", "dir"), str),
     "CHUMP_LOG_FILE": (("log", "file"), str),
 }
 """Variables that stand for a key, and how their text is read. An empty one counts as unset."""
-
-OVERRIDE = ("CHUMP_DISPATCH_BACKEND", "CHUMP_DISPATCH_MODEL", "CHUMP_DISPATCH_PROVIDER_PFX")
-"""Variables that outrank the routing table (behaviour G3)."""
 
 
 def _from_environment(layers: Layers, environ: Mapping[str, str]) -> Route | None:
@@ -202,7 +205,7 @@ def _from_environment(layers: Layers, environ: Mapping[str, str]) -> Route | Non
             "CHUMP_FLAGS: cog_037 has no effect; this version does not learn routes"
         )
     backend, model, provider = (environ.get(name, "").strip() for name in OVERRIDE)
-    rules = (schema.BACKEND, schema.MODEL, schema.PROVIDER)
+    rules = (tables.BACKEND, tables.MODEL, tables.PROVIDER)
     for variable, text, rule in zip(OVERRIDE, (backend, model, provider), rules, strict=True):
         if not text:
             continue
@@ -218,7 +221,20 @@ def _from_environment(layers: Layers, environ: Mapping[str, str]) -> Route | Non
     return Route(canonical_backend(backend), model, provider, "CHUMP_DISPATCH_BACKEND")
 
 
-BUILT_IN = {"backends": ("claude", "chump-local", "custom"), "pulls": ("gh", "git")}
+BUILT_IN = {
+    "backends": (
+        "claude",
+        "chump-local",
+        "custom",
+        "codex",
+        "gemini",
+        "opencode",
+        "goose",
+        "qwen",
+        "aider",
+    ),
+    "pulls": ("gh", "git"),
+}
 """Plug-ins that are there wherever this is; to look for others takes as long as all the rest."""
 
 
@@ -232,7 +248,7 @@ def _check_names(
             return ""
         return f"no {noun} named {shown(name)}; installed: {', '.join(sorted(known))}"
 
-    default = schema.BackendSettings().options
+    default = tables.BackendSettings().options
     own = (name for name in settings.backend.options if name not in default)
     named: dict[Key, str] = {("backend", name): name for name in own}
     named["backend", "use"] = settings.backend.use
@@ -341,45 +357,3 @@ def _check_folders(layers: Layers, settings: Settings, root: Path) -> None:
     if leases == state:
         guilty = ("state", "dir") if ("state", "dir") in layers.origins else ("leases", "dir")
         layers.objection(guilty, "leases.dir and state.dir are one folder; keep them apart")
-
-
-def show(loaded: Loaded, secrets: Iterable[str] = ()) -> list[tuple[str, str, str]]:
-    """Return rows of key, value and origin for people to read, in the order of the file.
-
-    What looks like a secret is masked, and so is every one of `secrets`.
-    """
-    hidden = tuple(secrets)
-    rows = [
-        (dotted(key), _value_text(key, value, hidden), str(loaded.origins[dotted(key)]))
-        for key, value in flatten(loaded.settings).items()
-    ]
-    return rows + [
-        (name, masked(plain(text), hidden), variable)
-        for name, text, variable in _from_environment_alone(loaded.settings)
-    ]
-
-
-def show_secrets(loaded: Loaded, environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the name of every secret that is there, and where it comes from; never a value."""
-    found = {name: str(secret.origin) for name, secret in loaded.secrets.items()}
-    for name, value in environ.items():
-        if value and is_secret(name):
-            found.setdefault(name, "environment")
-    return sorted(found.items())
-
-
-def _from_environment_alone(settings: Settings) -> Iterator[tuple[str, str, str]]:
-    if (route := settings.override) is not None:
-        told = (route.backend, route.model, route.provider_pfx)
-        yield "override", " ".join(filter(None, told)), OVERRIDE[0]
-    if settings.depth:
-        yield "depth", settings.depth, "CHUMP_DISPATCH_DEPTH"
-    if settings.fault_inject:
-        yield "fault_inject", settings.fault_inject, "CHUMP_FAULT_INJECT"
-
-
-def _value_text(key: Key, value: object, secrets: tuple[str, ...]) -> str:
-    rule = rule_of(key)
-    if isinstance(value, tuple):
-        value = tuple(masked_arguments(value))
-    return masked(rule.text(value) if rule else toml(value), secrets)

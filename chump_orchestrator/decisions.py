@@ -18,7 +18,7 @@ from chump_orchestrator.premises import pick_policy, routes
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
 
-BYPASSING = frozenset({"claude"})
+BYPASSING = frozenset({"claude", "codex", "gemini", "opencode", "goose", "qwen", "aider"})
 """Backends that run an agent past its own permission prompts (behaviour A5)."""
 
 LONGEST_RENEWAL = timedelta(minutes=10)

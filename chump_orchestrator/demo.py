@@ -29,8 +29,8 @@ brief = sys.stdin.read()
 assert f"working on gap {gap}" in brief, "the brief is not about this gap"
 
 def git(*args):
-    # A checkout looks at every worktree, and fails when one of them vanishes at that moment.
-    for _ in range(10 if args[0] == "checkout" else 0):
+    # Both look at every worktree, and fail when one of them vanishes, or commits, at that moment.
+    for _ in range(10 if args[0] in ("checkout", "fetch") else 0):
         if subprocess.run(["git", *args], capture_output=True).returncode == 0:
             return ""
         time.sleep(0.05)

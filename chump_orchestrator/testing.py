@@ -76,6 +76,7 @@ class MemoryLedger:
             siblings=settlement.siblings,
             cost_usd=record.cost_usd if settlement.cost_usd is None else settlement.cost_usd,
             tokens=record.tokens if settlement.tokens is None else settlement.tokens,
+            report=record.report if settlement.report is None else settlement.report,
         )
         if settlement.reflection is not None:
             self._outbox[dispatch_id] = settlement.reflection

@@ -22,7 +22,7 @@ import structlog
 from chump_orchestrator import config, logs, monitoring, plugins
 from chump_orchestrator.adapters.backends import BackendOptions
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.host import HostClock
+from chump_orchestrator.adapters.host import HostClock, zone
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.local import cgroups
 from chump_orchestrator.adapters.power import Wakefulness
@@ -119,6 +119,11 @@ def _backends(settings: Settings) -> Callable[[str], Backend]:
                 pass_env=given.pass_env,
                 argv=given.argv,
                 stop_signals=given.stop_signals,
+                fallback_model=given.fallback_model,
+                max_turns=given.max_turns,
+                max_budget_usd=given.max_budget_usd,
+                max_retries=given.max_retries,
+                api_timeout=given.api_timeout,
             )
             made[name] = plugins.make("backends", name, {"options": options})
         return made[name]
@@ -308,6 +313,7 @@ async def _orchestrator(
         listeners=[options.on_event] if options.on_event else [],
         hide=logs.Redaction(config.hidden(loaded)).text,
         manager=NotifySocket.from_environment(environ),
+        zone=zone,
     )
     orchestrator = Orchestrator(
         world,

@@ -35,7 +35,8 @@ from chump_orchestrator.core.gap import Effort, Priority
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.settings.choices import LogFormat, OnSignal, PickKind
 from chump_orchestrator.settings.rules import prefix_complaint
-from chump_orchestrator.settings.schema import BackendOptions, build, flatten
+from chump_orchestrator.settings.schema import build, flatten
+from chump_orchestrator.settings.tables import CLAUDES_OPTIONS, BackendOptions
 from chump_orchestrator.settings.toml_file import checked, dotted
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference" / "settings.md"
@@ -77,6 +78,11 @@ use = "claude"
 [backend.claude]
 program = ""
 model = ""
+fallback_model = ""
+max_turns = 0
+max_budget_usd = 0
+max_retries = 8
+api_timeout = "3m"
 extra_args = []
 pass_env = []
 
@@ -244,13 +250,14 @@ def test_the_tables_of_the_reference_agree_with_the_defaults() -> None:
     expected = {k: v for k, v in expected.items() if k[:2] != ("backend", "custom")}
     options = BackendOptions()
     for option in BackendOptions.__slots__:
-        expected["backend", "other", option] = getattr(options, option)
+        whose = "claude" if option in CLAUDES_OPTIONS else "other"
+        expected["backend", whose, option] = getattr(options, option)
     assert documented == expected
 
 
 def test_the_reference_names_every_variable_that_is_read() -> None:
     source = Path(__file__).parent.parent / "chump_orchestrator" / "config.py"
-    names = set(re.findall(r'"((?:CHUMP|GAP)_[A-Z_]+)"', source.read_text("utf-8")))
+    names = set(re.findall(r'"((?:CHUMP|GAP|CLAUDE|API)_[A-Z_]+)"', source.read_text("utf-8")))
 
     text = REFERENCE.read_text("utf-8")
     assert names
@@ -338,6 +345,8 @@ def test_the_environment_sets_what_behaviour_names(repository: Repository) -> No
             "CHUMP_CLAUDE_BIN": "/opt/claude",
             "CHUMP_LOCK_DIR": "/var/lock/chump",
             "CHUMP_LOG_FILE": "/var/log/chump.log",
+            "CLAUDE_CODE_MAX_RETRIES": "3",
+            "API_TIMEOUT_MS": "90000",
             "CHUMP_DISPATCH_DEPTH": "1",
             "CHUMP_STATE_DIR": "/nowhere",
         }
@@ -345,7 +354,9 @@ def test_the_environment_sets_what_behaviour_names(repository: Repository) -> No
 
     assert settings.max_parallel == 5
     assert (settings.pick.bias_threshold, settings.pick.bias_window) == (0.5, 20)
-    assert settings.backend.of("claude").program == "/opt/claude"
+    assert settings.backend.of("claude") == BackendOptions(
+        program="/opt/claude", max_retries=3, api_timeout=timedelta(seconds=90)
+    )
     assert settings.leases.dir == "/var/lock/chump"
     assert settings.log.file == "/var/log/chump.log"
     assert settings.depth == "1"
@@ -566,15 +577,41 @@ def test_the_users_file_lies_in_the_platforms_folder(
         (
             "[backend.claude]\nargv = ['a']",
             "FILE:2: backend.claude.argv: there is no such key; [backend.claude] may have program,"
-            " model, extra_args, pass_env, stop_signals",
+            " model, extra_args, pass_env, stop_signals, fallback_model, max_turns, max_budget_usd,"
+            " max_retries, api_timeout",
+        ),
+        (
+            "[backend.codex]\nmax_turns = 3",
+            "FILE:2: backend.codex.max_turns: there is no such key; [backend.codex] may have"
+            " program, model, extra_args, pass_env, stop_signals",
+        ),
+        (
+            "[backend.claude]\nmax_turns = -1",
+            "FILE:2: backend.claude.max_turns: -1 is out of range; write a whole number from 0 to"
+            " 100000",
+        ),
+        (
+            "[backend.claude]\nmax_budget_usd = '5'",
+            "FILE:2: backend.claude.max_budget_usd: '5' is not a number; write a number from 0 to"
+            " 100000",
+        ),
+        (
+            "[backend.claude]\nmax_retries = 101",
+            "FILE:2: backend.claude.max_retries: 101 is out of range; write a whole number from 0"
+            " to 100",
+        ),
+        (
+            "[backend.claude]\napi_timeout = '2h'",
+            "FILE:2: backend.claude.api_timeout: 2h is out of range; write a number and ms, s, m, h"
+            ' or d in quotes, such as "90s", 1s to 1h',
         ),
         (
             "[backend]\nus = 'claude'",
             "FILE:2: backend.us: there is no such key; did you mean backend.use?",
         ),
         (
-            "[backend]\nuse = 'codex'",
-            "FILE:2: backend.use: no backend named 'codex'; installed: chump-local, claude, custom,"
+            "[backend]\nuse = 'codec'",
+            "FILE:2: backend.use: no backend named 'codec'; installed: chump-local, claude, custom,"
             " exit_1",
         ),
         (
@@ -757,9 +794,15 @@ def test_a_link_that_leads_nowhere_is_told(repository: Repository) -> None:
             "leases.ttl: '4h' is no number of hours; write one such as 4 or 0.5",
         ),
         (
+            "API_TIMEOUT_MS",
+            "soon",
+            "backend.claude.api_timeout: 'soonms' is not a duration; write a number and ms, s, m, h"
+            ' or d in quotes, such as "90s", 1s to 1h',
+        ),
+        (
             "CHUMP_DISPATCH_BACKEND",
-            "codex",
-            "no backend named 'codex'; installed: chump-local, claude, custom, exit_1",
+            "codec",
+            "no backend named 'codec'; installed: chump-local, claude, custom, exit_1",
         ),
         (
             "CHUMP_DISPATCH_BACKEND",

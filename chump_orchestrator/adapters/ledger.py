@@ -22,9 +22,8 @@ from chump_orchestrator.adapters.ledger_rows import (
     REFLECTION,
     columns_of,
     instant,
-    integer,
-    outcome_columns,
     record_of,
+    settled_columns,
 )
 from chump_orchestrator.adapters.ledger_schema import for_reading, for_writing
 from chump_orchestrator.adapters.sqlite import (
@@ -185,16 +184,7 @@ class SqliteLedger:
         Without a reflection there is nothing to deliver, and the dispatch is done at once.
         """
         outcome, reflection = settlement.outcome, settlement.reflection
-        end = {
-            **outcome_columns(outcome),
-            "ended_at": instant(settlement.ended_at),
-            "siblings": settlement.siblings,
-            "cost_usd": settlement.cost_usd,
-            "tokens": integer(settlement.tokens),
-            "progress": int(settlement.progress),
-            "failed": int(outcome.is_failure and not settlement.excused),
-            "state": str(DispatchState.SETTLED if reflection else DispatchState.DONE),
-        }
+        end = settled_columns(settlement)
 
         def work(connection: sqlite3.Connection) -> None:
             gap = _end(connection, dispatch_id, end)

@@ -28,9 +28,10 @@ from chump_orchestrator.core.outcome import (
     PullRequest,
     PullState,
 )
-from chump_orchestrator.core.records import DispatchState, Pause, Record
+from chump_orchestrator.core.records import DispatchState, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import Route
+from chump_orchestrator.core.testimony import Report, Usage
 
 FORMAT = 1
 """Goes into every JSON value as `v`; raised when a key changes its meaning."""
@@ -194,6 +195,23 @@ REFLECTION = Codec(
     cost_usd=_PLAIN,
     ended_at=_INSTANT,
 )
+USAGE = Codec(Usage, cost_usd=_PLAIN, tokens=_PLAIN, turns=_PLAIN)
+REPORT = Codec(
+    Report,
+    session=_PLAIN,
+    model=_PLAIN,
+    usage=USAGE.form(),
+    tool_calls=_PLAIN,
+    steps=_PLAIN,
+    activity=_PLAIN,
+    active_at=_or_none(_INSTANT),
+    pull_number=_PLAIN,
+    answer=_PLAIN,
+    failure=_PLAIN,
+    aside=_PLAIN,
+    resets_at=_or_none(_INSTANT),
+    is_stream=_PLAIN,
+)
 PAUSE = Codec(Pause, by=_PLAIN, reason=_PLAIN, since=_INSTANT)
 FUSE = Codec(
     Fuse,
@@ -249,6 +267,24 @@ def columns_of(record: Record) -> dict[str, str | int | float | None]:
         "tokens": integer(record.tokens),
         "tidied": int(record.tidied),
         "lessons": json.dumps(record.lessons),
+        "report": _maybe(REPORT.dumps, record.report if record.report != Report() else None),
+    }
+
+
+def settled_columns(settlement: Settlement) -> dict[str, str | int | float | None]:
+    """Return the columns that change when a dispatch ends; `None` leaves one as it is."""
+    outcome = settlement.outcome
+    is_due = settlement.reflection is not None
+    return {
+        **outcome_columns(outcome),
+        "ended_at": instant(settlement.ended_at),
+        "siblings": settlement.siblings,
+        "cost_usd": settlement.cost_usd,
+        "tokens": integer(settlement.tokens),
+        "report": _maybe(REPORT.dumps, settlement.report),
+        "progress": int(settlement.progress),
+        "failed": int(outcome.is_failure and not settlement.excused),
+        "state": str(DispatchState.SETTLED if is_due else DispatchState.DONE),
     }
 
 
@@ -294,6 +330,7 @@ def record_of(row: sqlite3.Row) -> Record:
             tokens=row["tokens"],
             tidied=bool(row["tidied"]),
             lessons=tuple(map(str, json.loads(row["lessons"]))),
+            report=_maybe(REPORT.loads, row["report"]) or Report(),
         )
     except (TypeError, ValueError, OverflowError) as error:
         msg = f"the ledger's row of dispatch {row['id']!r} cannot be read: {error}"

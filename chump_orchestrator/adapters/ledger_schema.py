@@ -80,6 +80,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     ),
     ("ALTER TABLE dispatches ADD COLUMN lessons TEXT NOT NULL DEFAULT '[]'",),
+    ("ALTER TABLE dispatches ADD COLUMN report TEXT",),
 )
 """Each entry brings the schema to the next version. Entries that were released never change."""
 

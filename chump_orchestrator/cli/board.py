@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
-from chump_orchestrator.cli.render import duration, table
+from chump_orchestrator.cli.render import dollars, duration, table
 from chump_orchestrator.core.gap import on_one_line
 from chump_orchestrator.core.tail import harmless
 
@@ -27,6 +27,9 @@ REFRESH_S = 1.0
 WIDE = 110
 """Columns from which on there is room for what an agent said last."""
 
+SAID = 60
+"""Characters of what an agent is at that are shown."""
+
 BAR = 14
 """Columns of the bar that shows how much of its time an agent has used."""
 
@@ -38,8 +41,9 @@ def show(status: Status) -> None:
     dispatches = status.get("dispatches") or []
     if dispatches:
         click.echo()
-        headers = ("GAP", "TRY", "STATE", "BACKEND", "TIME", "DEADLINE", "SILENT", "PULL", "PID")
-        table(headers, [_row(one) for one in dispatches])
+        known = ("GAP", "TRY", "STATE", "BACKEND", "TIME", "DEADLINE", "SILENT", "PULL", "PID")
+        told = ("TURNS", "COST", "DOING")
+        table((*known, *told), [_row(one) for one in dispatches])
     parked = status.get("parked") or []
     if parked:
         click.echo()
@@ -92,7 +96,16 @@ def _row(one: Status) -> tuple[object, ...]:
         duration(one.get("silent_s")),
         _pull(one),
         one.get("pid") or "-",
+        "-" if one.get("turns") is None else one["turns"],
+        dollars(one.get("cost_usd")),
+        _doing(one) or "-",
     )
+
+
+def _doing(one: Status) -> str:
+    """Return what an agent is at in its own words, or what troubles it."""
+    said = one.get("trouble") or one.get("activity") or ""
+    return on_one_line(harmless(str(said)))[:SAID]
 
 
 def _backend(one: Status) -> str:
@@ -184,6 +197,8 @@ def _agents(status: Status, *, is_wide: bool) -> RenderableType:
         ]
         if is_wide:
             last = on_one_line(harmless(str(one.get("last_line") or "")))
-            cells += [Text(_backend(one)), Text(last, style="dim")]
+            spent = "" if one.get("cost_usd") is None else dollars(one["cost_usd"])
+            said = "  ".join(filter(None, (spent, _doing(one), last)))
+            cells += [Text(_backend(one)), Text(said, style="dim")]
         shown.add_row(*cells)
     return shown

@@ -22,7 +22,7 @@ from chump_orchestrator.cli.options import (
     flags,
 )
 from chump_orchestrator.cli.planning import plan, rejected
-from chump_orchestrator.cli.render import duration, emit, instant, note, say, table
+from chump_orchestrator.cli.render import dollars, duration, emit, instant, note, say, table
 from chump_orchestrator.cli.repository import opened, wait_for
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.backlog import Backlog
@@ -30,6 +30,9 @@ from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.gap import SHOWN, Gap, Rejection, on_one_line
 from chump_orchestrator.core.picker import refusal
 from chump_orchestrator.core.records import Record
+
+SAID = 120
+"""Characters of an agent's own words on its failure that a table has room for."""
 
 EVERYTHING = 2**31
 """More dispatches than any ledger has."""
@@ -190,13 +193,20 @@ def history_command(invocation: Invocation, *, limit: int, gap: str | None, as_j
             duration(row["duration_s"]),
             "-" if row["pull"] is None else f"#{row['pull']}",
             row["backend"],
+            dollars(row["cost_usd"]),
             f"{row['ended_at']:.16}".replace("T", " "),
-            row["reason"],
+            _reason(row),
         )
         for row in ended
     ]
-    headers = ("GAP", "TRY", "OUTCOME", "CAUSE", "TIME", "PULL", "BACKEND", "ENDED", "REASON")
-    table(headers, rows)
+    kept = ("GAP", "TRY", "OUTCOME", "CAUSE", "TIME", "PULL", "BACKEND", "COST", "ENDED", "REASON")
+    table(kept, rows)
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    """Return why a dispatch ended as it did, with the agent's own words where it failed."""
+    said = on_one_line(str(row["trouble"] or "")) if row["cause"] else ""
+    return f"{row['reason']}: {said[:SAID]}" if said else str(row["reason"])
 
 
 async def _ended(root: Path, loaded: Loaded, limit: int, gap: str) -> tuple[list[Record], int]:
@@ -224,9 +234,13 @@ def _row(record: Record) -> dict[str, Any]:
         "duration_s": None if record.duration is None else record.duration.total_seconds(),
         "active_s": None if record.exit is None else record.exit.active.total_seconds(),
         "pull": None if record.pull is None else record.pull.number,
+        "branch": dispatch.names.branch,
+        "worktree": None if record.workspace is None else record.workspace.path,
         "backend": dispatch.route.backend,
         "model": dispatch.route.model or None,
         "provider_pfx": dispatch.route.provider_pfx or None,
+        **record.report.facts(),
+        "answer": record.report.answer or None,
         "cost_usd": record.cost_usd,
         "tokens": record.tokens,
         "parallel_siblings": record.siblings,

@@ -108,6 +108,11 @@ def _rich_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         console.print(line, soft_wrap=True)
 
 
+def dollars(amount: object) -> str:
+    """Return an amount for people; `-` when it is not known."""
+    return f"${amount:.2f}" if isinstance(amount, int | float) else "-"
+
+
 def duration(seconds: float | None) -> str:
     """Return seconds as people say them, `1h 05m`, `3m 20s`, `12s`; `-` when not known."""
     if seconds is None:

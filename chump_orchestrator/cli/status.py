@@ -151,8 +151,7 @@ def _dispatch(record: Record, folder: Path, now: datetime) -> dict[str, Any]:
         "silent_s": None,
         "last_line": None,
         "pull": pull,
-        "cost_usd": record.cost_usd,
-        "tokens": record.tokens,
+        **record.report.facts(),
     }
 
 

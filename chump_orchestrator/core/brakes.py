@@ -113,6 +113,8 @@ def _without_success(
     what = f"{outcome.kind} ({outcome.reason or outcome.cause or Cause.UNKNOWN})"
     if not clean:
         return Park(f"{what}; it could not be proved that nothing of the agent lives")
+    if outcome.met_limit:
+        return _unless_spent(f"{what}; the account met its limit", history, policy) or Free()
     if outcome.kind is OutcomeKind.CANCELLED:
         if outcome.reason == STOPPED_BY_OPERATOR:
             return Park(STOPPED_BY_OPERATOR)
@@ -184,7 +186,7 @@ class Fuse:
 
     def ended(self, dispatch: str, outcome: Outcome, now: datetime) -> Fuse:
         """Take note of an outcome: a failure counts, the trial's success resumes."""
-        failed = outcome.is_failure
+        failed = outcome.is_failure and not outcome.met_limit
         if self.blown_until is not None and dispatch == self.trial:
             if failed:
                 wait = min(self.wait * 2, LONGEST_PAUSE)

@@ -43,7 +43,7 @@ class _Sign:
 
 _STATUS = (
     r"(?:http(?:/[\d.]{1,3})?(?: status| error)?(?: code)?|status code|_status|\"status\""
-    r"|error code|api error)\W{0,4}"
+    r"|error code|\"code\"|api error)\W{0,4}"
 )
 """What stands before a number that is the status of an answer; any other number is nothing."""
 
@@ -65,6 +65,13 @@ _SIGNS = (
         200,
     ),
     _Sign(Cause.BUILD_TIMEOUT, ("cargo-build-timeout",), "cargo-build-timeout"),
+    # Two texts that speak of a quota and mean that it is full again before long.
+    _Sign(Cause.USAGE_LIMIT, ("quota will",), r"quota will (?:be )?reset\b"),
+    _Sign(
+        Cause.RATE_LIMITED,
+        ("resource", "quota metric"),
+        r"resource has been exhausted\b|quota exceeded for quota metric\b",
+    ),
     _Sign(Cause.CREDIT_EXHAUSTED, ("402",), _STATUS + r"402\b|402 payment required"),
     _Sign(
         Cause.CREDIT_EXHAUSTED,
@@ -76,45 +83,75 @@ _SIGNS = (
     _Sign(Cause.CREDIT_EXHAUSTED, ("exhausted",), r"exhausted\b", r"credits?\b|quota\b", 40),
     _Sign(
         Cause.CREDIT_EXHAUSTED,
-        ("insufficient", "current quota", "out of credit"),
+        ("insufficient", "quota", "out of credit"),
         r"insufficient[_ ](?:credits?|quota|balance|funds)\b|exceeded your current quota\b"
-        r"|out of credits?\b",
+        r"|\bquota exceeded\b|out of credits?\b",
     ),
-    _Sign(Cause.USAGE_LIMIT, ("usage",), r"usage[ -]limit"),
+    _Sign(
+        Cause.USAGE_LIMIT,
+        ("usage",),
+        r"usage[ -]limits?(?: has been| was| is)? (?:reached|exceeded|hit)\b"
+        r"|(?:reached|hit|exceeded|met)[\w' ]{0,30} usage[ -]limit\b",
+    ),
     _Sign(Cause.USAGE_LIMIT, ("your",), r"(?:hit|reached) your\b", r"limit\b", 30),
     _Sign(Cause.USAGE_LIMIT, ("limit reached",), r"limit reached\b", r"resets?\b", 40),
     _Sign(
         Cause.RATE_LIMITED,
         ("rate", "too many"),
-        r"rate[ _-]?limit(?:ed\b|_error\b|[ _-](?:exceeded|reached|hit)\b)"
+        r"rate[ _-]?limit(?:ed\b|_?error\b|[ _-](?:exceeded|reached|hit)\b)"
         r"|(?:exceeded|hit|reached)[\w ]{0,30}\brate[ -]limit\b|too many requests\b",
     ),
     _Sign(
         Cause.RATE_LIMITED,
-        ("429", "529", "overloaded"),
+        ("429", "529", "overloaded", "high demand"),
         r"request rejected \(429\)|" + _STATUS + r"(?:429|529)\b|529 overloaded\b"
-        r"|overloaded_error\b|api error: overloaded\b",
+        r"|overloaded_error\b|api error: overloaded\b|model is overloaded\b"
+        r"|experiencing high demand\b",
     ),
     _Sign(
         Cause.AUTH,
         ("401", "auth", "api", "logged in", "credentials", "/login"),
-        r"invalid[ _](?:x-)?api[ _-]key\b|incorrect api key\b|not logged in\b"
-        r"|authentication[ _](?:failed|error|required)\b|bad credentials\b"
+        r"(?:invalid|incorrect)[ _](?:x-)?api[ _-]key\b|api key not valid\b|not logged in\b"
+        r"|failed to authenticate\b|oauth token has expired\b"
+        r"|authentication(?:[ _](?:failed|error|required)|error)\b|bad credentials\b"
+        r"|invalid auth method\b|please set an auth method\b"
         r"|please run /login|401 unauthorized\b|" + _STATUS + r"401\b",
     ),
     _Sign(
         Cause.NETWORK,
-        ("resol", "connect", "network", "econn", "etimedout", "api error", "http"),
-        r"could ?n[o']t resolve host|connection ?(?:refused|reset|timed out)\b"
-        r"|unable to connect\b|network is unreachable\b|name resolution\b"
-        r"|econ(?:nrefused|nreset)\b|etimedout\b"
-        r"|(?:http(?:/[\d.]{1,3})?|api error)\W{0,4}50[0234]\b",
+        (
+            "resol",
+            "connect",
+            "network",
+            "econn",
+            "timed",
+            "etimedout",
+            "api error",
+            "http",
+            "50",
+            "fetch failed",
+            "socket",
+        ),
+        r"could ?n[o']t resolve host|connection ?(?:refused|reset|timed out|failed|error)\b"
+        r"|(?:unable to|could not) connect\b|network is unreachable\b|name resolution\b"
+        r"|econ(?:nrefused|nreset)\b|etimedout\b|\brequest timed out\b|\bfetch failed\b"
+        r"|socket hang up\b|socket connection was closed\b|stream disconnected before\b"
+        r"|network error\b|connection closed mid-response\b|server error mid-response\b"
+        r"|\b50[0234] (?:internal server error|bad gateway|service unavailable|gateway time)"
+        r"|" + _STATUS + r"50[0234]\b",
     ),
     _Sign(
         Cause.OUT_OF_MEMORY,
         ("memory", "oom", "heap limit", "enomem"),
         r"out of memory\b|cannot allocate memory\b|\boom\b|\boom-?kill|heap limit\b"
         r"|enomem\b|memoryerror\b",
+    ),
+    # What the operator allows an agent was used up before it had opened a request.
+    _Sign(
+        Cause.NO_PULL,
+        ("reached max", "usd budget", "error_max_", "unknown command: /"),
+        r"reached max(?:imum)? (?:number of )?(?:session )?(?:turns|budget)\b"
+        r"|exceeded usd budget\b|error_max_(?:turns|budget_usd)\b|unknown command: /",
     ),
 )
 

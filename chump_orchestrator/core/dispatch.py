@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,12 @@ from chump_orchestrator.core.routing import Route
 
 DISPATCH_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 """What a dispatch id looks like; claim scripts use it as a file name (behaviour D4)."""
+
+SESSION = "{session}"
+"""An argument that stands for the id of the agent's session."""
+
+_SESSIONS = uuid.UUID("8f7c1c1e-0f0b-5d53-9c39-6d0f6f2f5c1a")
+"""The namespace of the sessions that are named after dispatches; never changed."""
 
 SLUG_IN_ID = 40
 """Characters of the gap's slug that are kept in a dispatch id, to leave room for the rest."""
@@ -125,14 +132,20 @@ class Dispatch:
     names: Names
     created_at: datetime
 
+    @property
+    def session(self) -> str:
+        """The id of its agent's session, for backends that let it be chosen: always the same."""
+        return str(uuid.uuid5(_SESSIONS, self.id))
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
     """What a backend wants to have started; nothing of it is resolved yet.
 
     `programs` are candidates, the first that can be executed counts: absolute, or relative to
-    the worktree when it contains a `/`, or looked up on the agent's PATH. With `expand`, the
-    arguments' `{worktree}`, `{branch}` and `{prompt_file}` are filled in by the launcher. `env`
+    the worktree when it contains a `/`, or looked up on the agent's PATH. An argument `{session}`
+    is the dispatch's session for the launcher to fill in; with `expand`, `{worktree}`, `{branch}`
+    and `{prompt_file}` within arguments are so, too. `brief_prefix` is put before the brief. `env`
     is set for the agent, `pass_env` names what else may come from the daemon's environment
     (patterns with `*`). `env_from` maps further variables to set to those of the daemon that hold
     their values; where one is missing the variable stays unset, even if `pass_env` matches it, so
@@ -148,6 +161,12 @@ class Command:
     expand: bool = False
     brief_on_stdin: bool = True
     env_from: Mapping[str, str] = field(default_factory=dict)
+    brief_prefix: str = ""
+
+    @property
+    def names_session(self) -> bool:
+        """Whether the agent is told which session it has."""
+        return SESSION in self.args
 
 
 def dispatch_id(gap: Gap, moment: datetime, suffix: str) -> str:

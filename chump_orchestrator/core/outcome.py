@@ -46,16 +46,25 @@ class Outcome:
 
     `cause` is `None` for what is no failure, and where nothing is known but what the agent's
     last words may tell (see `causes.cause_of`). `reason` is for people: `exit code 7`.
+    `resets_at` is when the account of a backend that has met its limit may be used again, `None`
+    when it was not said.
     """
 
     kind: OutcomeKind
     reason: str = ""
     cause: Cause | None = None
+    resets_at: datetime | None = None
 
     @property
     def is_failure(self) -> bool:
         """Whether it counts as a failure (behaviour O1)."""
         return self.kind.outcome_class == "failure"
+
+    @property
+    def met_limit(self) -> bool:
+        """Whether the account's limit ended it, which is no failure of the gap (behaviour X4)."""
+        ended_early = self.kind in (OutcomeKind.KILLED, OutcomeKind.STALLED)
+        return ended_early and self.cause is Cause.USAGE_LIMIT
 
 
 class PullState(StrEnum):

@@ -20,17 +20,17 @@ from chump_orchestrator.core.records import (
     Lease,
     Parked,
     Pause,
-    Progress,
     Recalled,
     Record,
     Remembered,
     Removal,
     Settlement,
-    Usage,
     Watch,
 )
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import Route
+from chump_orchestrator.core.tail import LINE_BYTES
+from chump_orchestrator.core.testimony import Progress, Usage
 
 
 class Clock(Protocol):
@@ -74,7 +74,7 @@ class Backend(Protocol):
         ...
 
     def read(self, line: str) -> Usage | Progress | None:
-        """Read one line of the agent's standard output; `None` for what it does not know."""
+        """Read a line of standard output, cut at 8 KiB, where no `core.testimony.Reader` does."""
         ...
 
 
@@ -119,16 +119,18 @@ class Agent(Protocol):
         """The telling lines of its standard error, oldest first (behaviour T1)."""
         ...
 
-    def last_words(self) -> str:
-        """The ends of both its streams, for finding causes."""
+    def last_words(self, *, errors_only: bool = False) -> str:
+        """The ends of both its streams, or of standard error alone, for finding causes."""
         ...
 
-    async def follow(self, on_line: Callable[[str], None]) -> Exit:
+    async def follow(
+        self, on_line: Callable[[str], None], *, longest_line: int = LINE_BYTES
+    ) -> Exit:
         """Follow its streams until it has ended; return how.
 
-        `on_line` gets each line of standard output, cut at 8 KiB, bytes that are not UTF-8
-        replaced. Returns when the exit is durable, the sweep is over and the shim is gone.
-        Cancelling lets go of the agent, which lives on.
+        `on_line` gets each line of standard output, cut at `longest_line` bytes, those that are
+        not UTF-8 replaced. Returns when the exit is durable, the sweep is over and the shim is
+        gone. Cancelling lets go of the agent, which lives on.
         """
         ...
 

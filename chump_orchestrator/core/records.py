@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from chump_orchestrator.core.dispatch import Dispatch, Workspace
 from chump_orchestrator.core.outcome import Exit, Outcome, PullRequest
 from chump_orchestrator.core.reflection import Reflection
+from chump_orchestrator.core.testimony import Progress, Report, Usage
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """An agent's own word on how far it is; `pull_number` when it names its pull request."""
-
-    pull_number: int | None = None
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What an agent reports to have used; `None` where it does not say."""
-
-    cost_usd: float | None = None
-    tokens: int | None = None
-    turns: int | None = None
+__all__ = [
+    "Denied",
+    "DispatchState",
+    "Lease",
+    "Parked",
+    "Pause",
+    "Progress",
+    "Recalled",
+    "Record",
+    "Remembered",
+    "Removal",
+    "Report",
+    "Settlement",
+    "Usage",
+    "Watch",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ class DispatchState(StrEnum):
 class Record:
     """Everything the ledger knows of one dispatch.
 
-    `lessons` are those of past reflections that its brief held (behaviour R7).
+    `lessons` are those of past reflections that its brief held (behaviour R7); `report` is what
+    its agent had told when its session was known, and again when it had ended.
     """
 
     dispatch: Dispatch
@@ -139,6 +141,7 @@ class Record:
     tokens: int | None = None
     tidied: bool = False
     lessons: tuple[str, ...] = ()
+    report: Report = field(default_factory=Report)
 
     @property
     def holds_slot(self) -> bool:
@@ -180,6 +183,7 @@ class Settlement:
     `reflection` of `None` is for dispatches that ended without an agent's outcome worth one;
     `parked` of `None` frees the gap. `progress` says that something of it was accepted, `excused`
     that a failure does not count against the gap, such as that of a missing program (A4).
+    `report` of `None` leaves what is on record.
     """
 
     outcome: Outcome
@@ -191,6 +195,7 @@ class Settlement:
     cost_usd: float | None = None
     tokens: int | None = None
     excused: bool = False
+    report: Report | None = None
 
 
 @dataclass(frozen=True, slots=True)

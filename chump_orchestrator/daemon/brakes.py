@@ -10,7 +10,9 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.brakes import Fuse
+from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Unavailable
+from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.records import Pause
 from chump_orchestrator.daemon.parking import ParkedBackends
 
@@ -22,6 +24,9 @@ log = structlog.get_logger()
 POSTPONED = timedelta(seconds=5)
 LONGEST_POSTPONED = timedelta(minutes=1)
 """When no dispatch was possible, the next is tried after so long; doubles."""
+
+RECENT = 100
+"""So many of the latest dispatches are looked through for limits that a backend has met."""
 
 PATIENCE = 5
 """So often in a row a run that is to end may find that no dispatch is possible."""
@@ -50,6 +55,11 @@ class Brakes:
         """Read what an earlier daemon, or an operator without one, has left."""
         self.pause = await self._ledger.pause()
         self.fuse = await self._ledger.fuse()
+        now = self._clock.now()
+        for record in await self._ledger.latest(RECENT):
+            outcome, until = record.outcome, record.report.resets_at
+            if outcome is not None and outcome.met_limit and until is not None and until > now:
+                self._rest(record.dispatch, outcome, now, until)
 
     async def set_pause(self, pause: Pause | None) -> None:
         """Pause or, with `None`, resume; `Unavailable` when it cannot be made to last."""
@@ -76,6 +86,20 @@ class Brakes:
                 await self._ledger.set_fuse(self.fuse)
         except Unavailable as error:
             log.warning("fuse.unsaved", error=str(error))
+
+    async def settled(self, dispatch: Dispatch, outcome: Outcome, now: datetime) -> None:
+        """Take note of an outcome: of failures in a row, and of a limit that a backend has met."""
+        if outcome.met_limit:
+            self._rest(dispatch, outcome, now, outcome.resets_at)
+        elif outcome.kind is OutcomeKind.SHIPPED:
+            self.backends.forget(dispatch.route.backend, now)
+        await self.change_fuse(lambda fuse: fuse.ended(dispatch.id, outcome, now))
+
+    def _rest(
+        self, dispatch: Dispatch, outcome: Outcome, now: datetime, until: datetime | None
+    ) -> None:
+        reason = f"its account has met its limit ({outcome.reason})"
+        self.backends.rest(dispatch.route.backend, reason, now, until)
 
     def postpone(self, reason: str, *, is_lasting: bool = False) -> None:
         """Dispatch nothing for a while; for longer each time until something was dispatched.

@@ -15,6 +15,7 @@ from chump_orchestrator.core.dispatch import Dispatch, Workspace, dispatch_id
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.records import DispatchState, Record
+from chump_orchestrator.core.testimony import Report
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.gap import Gap
@@ -178,7 +179,8 @@ async def _in_workspace(
     lessons = await _lessons(world, gap)
     prompt = await world.prompts.prompt(gap, workspace, lessons)
     command = world.backend(dispatch.route.backend).command(gap, dispatch.route, prompt)
-    record = replace(record, state=DispatchState.LAUNCHING, lessons=lessons)
+    told = Report(session=dispatch.session) if command.names_session else record.report
+    record = replace(record, state=DispatchState.LAUNCHING, lessons=lessons, report=told)
     await world.ledger.update(dispatch.id, record)
     if not is_wanted():
         return Unwanted()

@@ -15,6 +15,7 @@ from chump_orchestrator.core.gap import Rejection
 from chump_orchestrator.core.outcome import StopReason
 from chump_orchestrator.core.picker import choose
 from chump_orchestrator.core.records import Vitals
+from chump_orchestrator.core.testimony import Report
 from chump_orchestrator.daemon.orchestrator import Manner
 
 if TYPE_CHECKING:
@@ -244,13 +245,14 @@ class Operator:
             "elapsed_s": round(supervisor.active().total_seconds(), 1) if supervisor else 0.0,
             "soft_deadline_s": soft.total_seconds(),
             "overdue": supervisor.overdue if supervisor else False,
-            "silent_s": round(agent.silent().total_seconds(), 1) if agent and running else None,
+            "silent_s": round(supervisor.quiet().total_seconds(), 1)
+            if supervisor is not None and agent is not None and running
+            else None,
             "last_line": _last_line(agent.tail()) if agent else None,
             "pull": None
             if pull is None or pull.state == "none"
             else {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)},
-            "cost_usd": supervisor.usage.cost_usd if supervisor else None,
-            "tokens": supervisor.usage.tokens if supervisor else None,
+            **(supervisor.report if supervisor else Report()).facts(),
         }
 
 

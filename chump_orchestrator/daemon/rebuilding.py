@@ -24,7 +24,8 @@ from chump_orchestrator.core.outcome import (
     Settle,
     judge,
 )
-from chump_orchestrator.core.records import DispatchState, Record, Remembered, Usage
+from chump_orchestrator.core.records import DispatchState, Record, Remembered
+from chump_orchestrator.daemon.hearing import hear_out
 from chump_orchestrator.daemon.launching import undo
 from chump_orchestrator.daemon.settling import settle
 
@@ -163,7 +164,8 @@ async def _end(world: World, found: _Found) -> None:
     record, agent, dispatch = found.record, found.agent, found.record.dispatch
     if agent is not None and agent.exit is not None:
         at = agent.ended_at or world.clock.now()
-        record = replace(record, exit=agent.exit, exited_at=at)
+        report = await hear_out(world, dispatch.route.backend, record.report, agent)
+        record = replace(record, exit=agent.exit, exited_at=at, report=report)
     elif found.remembered is None:
         if record.workspace is not None:
             await undo(world, dispatch.id, record.workspace)
@@ -177,8 +179,8 @@ async def _end(world: World, found: _Found) -> None:
         record = _with_pull(record, found.remembered, ended_at)
     record = replace(record, state=DispatchState.EXITED)
     await world.ledger.update(dispatch.id, record)
-    usage = Usage()
-    await settle(world, record, outcome, agent=agent, siblings=0, usage=usage, ended_at=ended_at)
+    told = record.report
+    await settle(world, record, outcome, agent=agent, siblings=0, report=told, ended_at=ended_at)
 
 
 def _judged(record: Record) -> Outcome:

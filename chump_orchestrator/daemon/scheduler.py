@@ -20,7 +20,7 @@ from chump_orchestrator.core.outcome import (
     StopReason,
 )
 from chump_orchestrator.core.picker import choose
-from chump_orchestrator.core.records import Parked, Pause, Record, Usage
+from chump_orchestrator.core.records import Parked, Pause, Record
 from chump_orchestrator.core.routing import Route, route
 from chump_orchestrator.daemon.bell import Bell
 from chump_orchestrator.daemon.brakes import Brakes
@@ -329,7 +329,7 @@ class Scheduler:
             outcome,
             agent=supervisor.agent if supervisor else None,
             siblings=siblings if place.siblings is None else place.siblings,
-            usage=supervisor.usage if supervisor else Usage(),
+            report=supervisor.report if supervisor else record.report,
             lease_ends_at=failed.lease_ends_at if failed else None,
             backend_at_fault=bool(failed and failed.backend_at_fault),
         )
@@ -340,7 +340,7 @@ class Scheduler:
         if settled.kind is OutcomeKind.SHIPPED:
             self._shipped_at = now
         with anyio.CancelScope(shield=True):
-            await self.brakes.change_fuse(lambda fuse: fuse.ended(record.dispatch.id, settled, now))
+            await self.brakes.settled(record.dispatch, settled, now)
         self._outbox.ring()
         self.bell.ring()
         # Its gap stays on the roster until its place in the repository is free again.

@@ -14,10 +14,12 @@ from chump_orchestrator.core.brakes import History, Park, Retry, consequence, fi
 from chump_orchestrator.core.causes import cause_of
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
-from chump_orchestrator.core.records import Parked, Record, Settlement, Usage
+from chump_orchestrator.core.records import Parked, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
+from chump_orchestrator.core.resets import resets_at, sound
 from chump_orchestrator.core.routing import task_class
 from chump_orchestrator.core.tail import harmless
+from chump_orchestrator.core.testimony import Report
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Agent
@@ -36,7 +38,7 @@ async def settle(
     *,
     agent: Agent | None,
     siblings: int,
-    usage: Usage,
+    report: Report,
     lease_ends_at: datetime | None = None,
     backend_at_fault: bool = False,
     ended_at: datetime | None = None,
@@ -49,11 +51,11 @@ async def settle(
     meanwhile, nothing is settled, and the next start does it from the record. Once written, it is
     told in any case.
     """
-    if outcome.is_failure:
-        words = "\n".join((*agent.tail(), agent.last_words())) if agent else outcome.reason
-        outcome = replace(outcome, cause=cause_of(outcome.cause, words))
-    outcome = replace(outcome, reason=world.hide(outcome.reason))
     ended_at = ended_at or world.clock.now()
+    if outcome.is_failure:
+        outcome = _explained(world, outcome, _words(outcome, agent, report), report, ended_at)
+    outcome = replace(outcome, reason=world.hide(outcome.reason))
+    report = replace(report, resets_at=outcome.resets_at)
     progress = record.pull is not None and record.pull.state is not PullState.NONE
     with world.storing():
         while True:
@@ -67,7 +69,7 @@ async def settle(
                         ended_at=ended_at,
                         progress=progress,
                         siblings=siblings,
-                        usage=usage,
+                        report=report,
                         lease_ends_at=lease_ends_at,
                         backend_at_fault=backend_at_fault,
                     )
@@ -79,6 +81,29 @@ async def settle(
                 await anyio.sleep(AGAIN_S)
 
 
+def _words(outcome: Outcome, agent: Agent | None, report: Report) -> str:
+    """Return all that may tell why a dispatch failed.
+
+    An agent's stream of events quotes whatever it has read and written. Of such a one only what
+    it says itself counts, beside its standard error.
+    """
+    if agent is None:
+        return report.words or outcome.reason
+    ends = agent.last_words(errors_only=report.is_stream)
+    return "\n".join((*agent.tail(), ends, report.words))
+
+
+def _explained(
+    world: World, outcome: Outcome, words: str, report: Report, ended_at: datetime
+) -> Outcome:
+    """Return a failure with its cause, and when a limit that it met is renewed, if that is told."""
+    outcome = replace(outcome, cause=cause_of(outcome.cause, words))
+    if not outcome.met_limit:
+        return outcome
+    told = sound(report.resets_at, ended_at) if report.resets_at is not None else None
+    return replace(outcome, resets_at=told or resets_at(words, ended_at, world.zone))
+
+
 async def _settlement(
     world: World,
     record: Record,
@@ -88,14 +113,15 @@ async def _settlement(
     ended_at: datetime,
     progress: bool,
     siblings: int,
-    usage: Usage,
+    report: Report,
     lease_ends_at: datetime | None,
     backend_at_fault: bool,
 ) -> Settlement:
     dispatch = record.dispatch
+    is_excused = backend_at_fault or outcome.met_limit
     before = await world.ledger.history(dispatch.gap.id)
     history = History(
-        failures=before.failures + (outcome.is_failure and not backend_at_fault),
+        failures=before.failures + (outcome.is_failure and not is_excused),
         refusals=before.refusals + (outcome.kind is OutcomeKind.RACE_ABANDONED),
         sessions=0 if progress else before.sessions,
     )
@@ -128,7 +154,7 @@ async def _settlement(
         provider_pfx=dispatch.route.provider_pfx,
         siblings=siblings,
         tail=_storable(world, agent.tail()) if agent else (),
-        cost_usd=usage.cost_usd,
+        cost_usd=report.usage.cost_usd,
         ended_at=ended_at,
     )
     return Settlement(
@@ -138,9 +164,10 @@ async def _settlement(
         parked=parked,
         progress=progress,
         siblings=siblings,
-        cost_usd=usage.cost_usd,
-        tokens=usage.tokens,
-        excused=backend_at_fault,
+        cost_usd=report.usage.cost_usd,
+        tokens=report.usage.tokens,
+        excused=is_excused,
+        report=report,
     )
 
 
@@ -172,6 +199,7 @@ def _tell(world: World, record: Record, outcome: Outcome, settlement: Settlement
         "siblings": settlement.siblings,
         "cost_usd": settlement.cost_usd,
         "tokens": settlement.tokens,
+        "turns": settlement.report.usage.turns if settlement.report else None,
         "next": settlement.parked.reason if settlement.parked else "",
     }
     who = {"gap": dispatch.gap.id, "dispatch": dispatch.id, "backend": dispatch.route.backend}

@@ -26,8 +26,11 @@ from chump_orchestrator.core.outcome import (
     Wait,
     judge,
 )
-from chump_orchestrator.core.records import DispatchState, Progress, Record, Usage, Watch
+from chump_orchestrator.core.records import DispatchState, Record, Watch
+from chump_orchestrator.core.tail import LINE_BYTES
+from chump_orchestrator.core.testimony import Report
 from chump_orchestrator.daemon.bell import Bell
+from chump_orchestrator.daemon.hearing import Hearing
 from chump_orchestrator.daemon.lookout import Lookout, Sighting
 
 if TYPE_CHECKING:
@@ -64,13 +67,13 @@ class Supervisor:
         self.bell = Bell()
         self.overdue = False
         self.silent = False
-        self.usage = Usage()
         self.stop_asked: StopReason | None = None
         self.kill_asked = False
         self.given_up = False
         self._world = world
         self._lookout = lookout
         self._on_change = on_change
+        self._hearing: Hearing | None = None
         self._exit = record.exit
         now_s = world.clock.monotonic()
         self._exit_s = now_s - self._ago(record.exited_at) if record.exited_at else now_s
@@ -90,6 +93,11 @@ class Supervisor:
     def is_running(self) -> bool:
         """Whether its agent holds a slot; one that ended while nobody looked does not."""
         return self._exit is None and (self.agent is None or self.agent.exit is None)
+
+    @property
+    def report(self) -> Report:
+        """What its agent has told of itself so far."""
+        return self.record.report if self._hearing is None else self._hearing.report
 
     @property
     def has_open_pull(self) -> bool:
@@ -134,6 +142,12 @@ class Supervisor:
             return self.agent.active()
         return self._exit.active if self._exit is not None else timedelta(0)
 
+    def quiet(self) -> timedelta:
+        """Time since the agent last got on, as far as its output tells."""
+        if self.agent is None:
+            return timedelta(0)
+        return self.agent.silent() if self._hearing is None else self._hearing.quiet()
+
     async def watch(self) -> Outcome:
         """Watch until there is an outcome, and return it; nothing is settled yet."""
         dispatch = self.record.dispatch
@@ -163,7 +177,7 @@ class Supervisor:
             return
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey)
-            self._exit = await _followed(agent, lambda _: None)
+            self._exit = await _followed(agent, lambda _: None, LINE_BYTES)
             group.cancel_scope.cancel()
         self._on_change()
 
@@ -176,6 +190,7 @@ class Supervisor:
     async def _until_settled(self, branch: str) -> Outcome:
         deadlines = self.record.dispatch.deadlines
         while True:
+            await self._note_session()
             await self._note_sighting(self._lookout.sighting(branch))
             is_merged = self._pull is not None and self._pull.state is PullState.MERGED
             if self._is_given_up and not is_merged:
@@ -230,7 +245,7 @@ class Supervisor:
             return LAST_CHANCE if recheck is None else min(recheck, LAST_CHANCE)
         if self._exit is not None or self.agent is None or self.silent:
             return recheck
-        quiet = self.record.dispatch.deadlines.silent - self.agent.silent()
+        quiet = self.record.dispatch.deadlines.silent - self.quiet()
         return quiet if recheck is None else min(recheck, max(quiet, timedelta(0)))
 
     async def _act(self, verdict: Wait) -> None:
@@ -248,9 +263,9 @@ class Supervisor:
                 self._hard = verdict.hard
             except (Unavailable, Refused) as error:
                 log.warning("agent.unreachable", error=str(error))
-        is_silent = self.agent.silent() >= self.record.dispatch.deadlines.silent
+        is_silent = self.quiet() >= self.record.dispatch.deadlines.silent
         if is_silent and not self.silent:
-            silent_s = round(self.agent.silent().total_seconds())
+            silent_s = round(self.quiet().total_seconds())
             log.warning("dispatch.silent", silent_s=silent_s)
             self._tell("dispatch.silent", silent_s=silent_s)
         self.silent = is_silent
@@ -270,25 +285,33 @@ class Supervisor:
             self.bell.ring()
 
     async def _follow(self, agent: Agent) -> None:
-        backend = self._world.backend(self.record.dispatch.route.backend)
+        backend, told = self.record.dispatch.route.backend, self.record.report
+        hearing = self._hearing = Hearing(self._world, backend, told, agent)
 
         def on_line(line: str) -> None:
-            match backend.read(line):
-                case Usage() as usage:
-                    self.usage = usage
-                case Progress(pull_number=number) if number is not None:
-                    self._lookout.ask()
-                case _:
-                    pass
+            if hearing.line(line):
+                self._lookout.ask()
+            if hearing.session != self.record.report.session:
+                self.bell.ring()
 
-        ended = await _followed(agent, on_line)
+        ended = await _followed(agent, on_line, hearing.longest_line)
+        hearing.line("")
         self._exit = ended
         self._on_change()
         now = self._world.clock.now()
         at = min(agent.ended_at or now, now)
         self._exit_s = self._world.clock.monotonic() - (now - at).total_seconds()
+        told = hearing.report
         await self._store(
-            replace(self.record, state=DispatchState.EXITED, exit=ended, exited_at=at)
+            replace(
+                self.record,
+                state=DispatchState.EXITED,
+                exit=ended,
+                exited_at=at,
+                report=told,
+                cost_usd=told.usage.cost_usd,
+                tokens=told.usage.tokens,
+            )
         )
         log.info(
             "agent.exited",
@@ -300,6 +323,11 @@ class Supervisor:
         self._on_change()
         self._lookout.ask()
         self.bell.ring()
+
+    async def _note_session(self) -> None:
+        """Write down which session the agent has, so that it can be taken up again by name."""
+        if self._exit is None and self.report.session != self.record.report.session:
+            await self._store(replace(self.record, report=self.report))
 
     async def _note_sighting(self, seen: Sighting | None) -> None:
         if seen is None or seen.asked_s == self._seen_s:
@@ -350,11 +378,11 @@ class Supervisor:
         self._world.tell(event, gap=dispatch.gap.id, dispatch=dispatch.id, **fields)
 
 
-async def _followed(agent: Agent, on_line: Callable[[str], None]) -> Exit:
+async def _followed(agent: Agent, on_line: Callable[[str], None], longest_line: int) -> Exit:
     """Follow an agent to its end, also where this machine lacks what that takes for a while."""
     while True:
         try:
-            return await agent.follow(on_line)
+            return await agent.follow(on_line, longest_line=longest_line)
         except Unavailable as error:
             log.warning("agent.unfollowed", error=str(error))
             await anyio.sleep(ASK_AGAIN.total_seconds())

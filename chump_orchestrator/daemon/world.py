@@ -6,7 +6,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, timedelta, tzinfo
 from typing import TYPE_CHECKING
 
 import anyio
@@ -89,6 +89,9 @@ class World:
     """Takes secrets out of a text that is to be kept; what a program said may quote one (I7)."""
     manager: ServiceManager | None = None
     """Who is told how the daemon fares; `None` when nobody asked for that."""
+    zone: Callable[[str], tzinfo | None] = lambda name: None if name else UTC
+    """Gives a time zone by its name, `None` for one that there is not; without a name, the zone
+    of the machine that agents run on."""
 
     def tell(self, event: str, **fields: object) -> None:
         """Pass an event on to whoever listens, such as a terminal; logging is the caller's.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,26 @@ from chump_orchestrator.adapters.backends import (
     Claude,
     Custom,
 )
+from chump_orchestrator.adapters.backends.aider import Aider
+from chump_orchestrator.adapters.backends.codex import Codex
+from chump_orchestrator.adapters.backends.gemini import Gemini
+from chump_orchestrator.adapters.backends.goose import Goose
+from chump_orchestrator.adapters.backends.opencode import Opencode
+from chump_orchestrator.adapters.backends.qwen import Qwen
 from chump_orchestrator.adapters.faults import FAULTS, first_fault
 from chump_orchestrator.core.dispatch import Command
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.ports import Backend
-from chump_orchestrator.core.records import Progress
 from chump_orchestrator.core.routing import Route
+from chump_orchestrator.core.testimony import Progress
+from chump_orchestrator.decisions import BYPASSING
 from tests.builders import a_gap
 
 GAP = a_gap("COMP-005a-fe")
+
+
+STREAM = ("-p", "--output-format", "stream-json", "--verbose", "--dangerously-skip-permissions")
+SESSION = ("--session-id", "{session}")
 
 
 def test_a_claude_runs_unattended_with_the_brief_on_standard_input() -> None:
@@ -35,28 +47,42 @@ def test_a_claude_runs_unattended_with_the_brief_on_standard_input() -> None:
 
     assert command == Command(
         programs=("scripts/coord/claude-retry.sh", "scripts/claude-retry.sh", "claude"),
-        args=("-p", "--dangerously-skip-permissions"),
+        args=(*STREAM, *SESSION),
         pass_env=CLAUDE_VARIABLES,
         stop_signals=("INT", "TERM"),
         brief_on_stdin=True,
     )
+    assert command.names_session
 
 
 def test_a_claude_takes_the_operators_options() -> None:
     options = BackendOptions(
         program="/opt/claude",
         model="sonnet",
-        extra_args=("--max-turns", "9"),
+        extra_args=("--add-dir", "/data"),
         pass_env=("NPM_*",),
         stop_signals=("TERM",),
-        env={"API_TIMEOUT_MS": "60000"},
+        env={"MY_OWN": "1"},
+        fallback_model="haiku",
+        max_turns=9,
+        max_budget_usd=2.5,
+        max_retries=0,
+        api_timeout=timedelta(seconds=90),
     )
     command = Claude(options).command(GAP, Route("claude"), "the brief")
 
     assert command == Command(
         programs=("/opt/claude",),
-        args=("-p", "--dangerously-skip-permissions", "--model", "sonnet", "--max-turns", "9"),
-        env={"API_TIMEOUT_MS": "60000"},
+        args=(
+            *STREAM,
+            *SESSION,
+            *("--model", "sonnet"),
+            *("--fallback-model", "haiku"),
+            *("--max-turns", "9"),
+            *("--max-budget-usd", "2.5"),
+            *("--add-dir", "/data"),
+        ),
+        env={"CLAUDE_CODE_MAX_RETRIES": "0", "API_TIMEOUT_MS": "90000", "MY_OWN": "1"},
         pass_env=(*CLAUDE_VARIABLES, "NPM_*"),
         stop_signals=("TERM",),
     )
@@ -65,7 +91,136 @@ def test_a_claude_takes_the_operators_options() -> None:
 def test_a2_the_routes_model_outranks_the_settings() -> None:
     command = Claude(BackendOptions(model="sonnet")).command(GAP, Route("claude", "opus"), "")
 
-    assert command.args[2:] == ("--model", "opus")
+    assert command.args[-2:] == ("--model", "opus")
+
+
+STREAMING: tuple[Backend, ...] = (Claude(), Codex(), Gemini(), Opencode(), Goose(), Qwen(), Aider())
+
+
+def test_a5_every_client_that_runs_past_its_own_prompts_needs_consent() -> None:
+    assert {backend.label for backend in STREAMING} == BYPASSING
+
+
+@pytest.mark.parametrize("backend", STREAMING, ids=lambda one: one.label)
+def test_a_brief_that_begins_like_a_command_is_led_up_to(backend: Backend) -> None:
+    """Agents take such a brief for one of their own commands, and end with 0 at once."""
+    plain = backend.command(GAP, Route(backend.label), "# Rules\n/etc is taboo")
+    hidden = backend.command(GAP, Route(backend.label), "\n /init all of it")
+
+    assert plain.brief_prefix == ""
+    assert hidden.brief_prefix
+    assert not hidden.brief_prefix.lstrip().startswith(("/", "-", "!", "#", "@"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "programs", "args", "env"),
+    [
+        (
+            Codex(),
+            ("codex",),
+            ("exec", "--json", "--dangerously-bypass-approvals-and-sandbox", "--model", "m", "-"),
+            {},
+        ),
+        (
+            Gemini(),
+            ("gemini",),
+            (
+                *("--output-format", "stream-json", "--yolo", "--skip-trust"),
+                *SESSION,
+                *("--model", "m"),
+            ),
+            {},
+        ),
+        (
+            Opencode(),
+            ("opencode",),
+            ("run", "--format", "json", "--auto", "--model", "m"),
+            {},
+        ),
+        (
+            Goose(),
+            ("goose",),
+            (
+                *("run", "--no-session", "--with-builtin", "developer"),
+                *("--output-format", "stream-json", "-q", "--model", "m", "-i", "-"),
+            ),
+            {"GOOSE_MODE": "auto"},
+        ),
+        (
+            Qwen(),
+            ("qwen",),
+            (
+                *("--output-format", "stream-json", "--yolo", "--auth-type", "openai"),
+                *SESSION,
+                *("--model", "m"),
+            ),
+            {"OPENAI_MODEL": "m"},
+        ),
+    ],
+    ids=lambda one: getattr(one, "label", ""),
+)
+def test_other_clients_run_unattended_with_events_as_json(
+    backend: Backend, programs: tuple[str, ...], args: tuple[str, ...], env: dict[str, str]
+) -> None:
+    command = backend.command(GAP, Route(backend.label, "m"), "the brief")
+
+    assert (command.programs, command.args, command.env) == (programs, args, env)
+    assert command.brief_on_stdin
+    assert command.stop_signals == ("INT", "TERM")
+    assert not command.expand
+
+
+def test_an_aider_has_its_brief_in_a_file_and_leaves_the_repository_s_files_alone() -> None:
+    command = Aider().command(GAP, Route("aider", "m", "TOGETHER"), "the brief")
+
+    assert command.args[:3] == ("--message-file", "{prompt_file}", "--yes-always")
+    assert command.args[-2:] == ("--model", "m")
+    assert {"--no-gitignore", "--chat-history-file", "--input-history-file"} <= {*command.args}
+    assert command.expand
+    assert not command.brief_on_stdin
+    assert command.env_from == {
+        "OPENAI_API_BASE": "TOGETHER_API_BASE",
+        "OPENAI_API_KEY": "TOGETHER_API_KEY",
+    }
+
+
+@pytest.mark.parametrize("backend", STREAMING, ids=lambda one: one.label)
+def test_every_client_takes_the_operator_s_program_arguments_variables_and_signals(
+    backend: Backend,
+) -> None:
+    options = BackendOptions(
+        program="/opt/it",
+        model="mine",
+        extra_args=("--more", "of it"),
+        pass_env=("MY_*",),
+        stop_signals=("HUP",),
+        env={"A": "b"},
+    )
+    command = type(backend)(options).command(GAP, Route(backend.label), "")  # type: ignore[call-arg]
+
+    assert command.programs == ("/opt/it",)
+    assert "mine" in command.args
+    assert command.args[command.args.index("--more") + 1] == "of it"
+    assert command.pass_env[-1] == "MY_*"
+    assert command.env["A"] == "b"
+    assert command.stop_signals == ("HUP",)
+
+
+def test_a2_a_provider_reaches_qwen_by_the_names_that_it_knows() -> None:
+    command = Qwen().command(GAP, Route("qwen", "", "TOGETHER"), "")
+
+    assert command.env_from == {
+        "OPENAI_BASE_URL": "TOGETHER_API_BASE",
+        "OPENAI_API_KEY": "TOGETHER_API_KEY",
+    }
+
+
+@pytest.mark.parametrize(
+    "backend", [Codex(), Gemini(), Opencode(), Goose()], ids=lambda one: one.label
+)
+def test_a2_a_provider_that_cannot_be_given_is_refused(backend: Backend) -> None:
+    with pytest.raises(ConfigError, match=f"backend {backend.label} cannot be given a provider"):
+        backend.command(GAP, Route(backend.label, "", "TOGETHER"), "")
 
 
 def test_a_chump_local_is_searched_for_upwards_and_gets_the_id() -> None:
@@ -136,7 +291,10 @@ def test_a_custom_without_a_program_is_the_operators_error(argv: tuple[str, ...]
         Custom(BackendOptions(argv=argv))
 
 
-@pytest.mark.parametrize("backend", [Claude(), ChumpLocal(), Custom(BackendOptions(argv=("x",)))])
+EVERY: tuple[Backend, ...] = (*STREAMING, ChumpLocal(), Custom(BackendOptions(argv=("x",))))
+
+
+@pytest.mark.parametrize("backend", EVERY, ids=lambda one: one.label)
 def test_a_model_that_would_be_an_option_is_refused(backend: Backend) -> None:
     with pytest.raises(ConfigError, match="would be an option"):
         backend.command(GAP, Route(backend.label, "--model-of-harm"), "")
@@ -172,7 +330,7 @@ def test_a_prefix_that_begins_no_variable_is_refused(prefix: str) -> None:
         ('{"type":"result","result":"412"}', None),
     ],
 )
-@pytest.mark.parametrize("backend", [Claude(), ChumpLocal(), Custom(BackendOptions(argv=("x",)))])
+@pytest.mark.parametrize("backend", EVERY, ids=lambda one: one.label)
 def test_a_line_that_is_only_a_pull_request_names_one(
     backend: Backend, line: str, number: int | None
 ) -> None:
@@ -252,7 +410,7 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: made-for-a-test\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
         "[chump_orchestrator.backends]\n"
-        "claude = chump_orchestrator.adapters.backends:Claude\n"
+        "claude = chump_orchestrator.adapters.backends.claude:Claude\n"
         "chump-local = chump_orchestrator.adapters.backends:ChumpLocal\n"
         "exit_1 = chump_orchestrator.adapters.faults:ExitOne\n"
         "gone = no_such_module_anywhere:Nothing\n"

@@ -22,6 +22,7 @@ from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Exit
 from tests.adapters.launches import SEEN, Bench, ignore, python
 from tests.adapters.shims import marked
+from tests.builders import a_dispatch
 
 SECRET = "s3cr3t-of-the-backend"
 
@@ -160,6 +161,38 @@ async def test_placeholders_are_filled_in_once_and_only_on_demand(bench: Bench) 
         "['{worktree}:{branch}', '{prompt_file}', '{x}']",
         f"['{bench.worktree}:claude/infra-1', '{prompt_file}', '{{x}}']",
     ]
+
+
+async def test_the_session_is_filled_in_where_an_argument_is_nothing_else(bench: Bench) -> None:
+    command = python("import sys; print(sys.argv[1:])", "--session", "{session}", "x{session}")
+    lines: list[str] = []
+
+    for expand in (False, True):
+        agent, dispatch_id = await bench.launch(replace(command, expand=expand))
+        await agent.follow(lines.append)
+
+        session = a_dispatch(dispatch_id).session
+        assert lines.pop() == f"['--session', '{session}', 'x{{session}}']"
+
+
+async def test_a_brief_may_be_led_up_to(bench: Bench) -> None:
+    lines: list[str] = []
+    script = "import sys; print(repr(sys.stdin.read()))"
+
+    agent, _ = await bench.launch(python(script, brief_prefix="Do this:\n\n"), prompt="/init")
+    await agent.follow(lines.append)
+
+    assert lines == ["'Do this:\\n\\n/init'"]
+
+
+async def test_lines_may_be_as_long_as_whoever_follows_wants(bench: Bench) -> None:
+    lines: list[str] = []
+    script = "print('a' * 500_000); print('b' * 500_001)"
+
+    agent, _ = await bench.launch(python(script))
+    await agent.follow(lines.append, longest_line=500_000)
+
+    assert lines == ["a" * 500_000, "b" * 500_000]
 
 
 async def test_without_a_brief_on_its_input_an_agent_reads_nothing(bench: Bench) -> None:

@@ -341,6 +341,35 @@ async def test_time_that_an_agent_is_silent_is_counted_from_its_last_byte(bench:
     assert timedelta(seconds=0.2) < again.silent() < again.active()
 
 
+async def test_old_words_that_come_again_do_not_make_an_agent_talkative(bench: Bench) -> None:
+    """After a restart all of its output is read anew; it has been silent all the same."""
+    more = bench.worktree / "more"
+    script = (
+        "import os, time; print('old', flush=True)\n"
+        f"while not os.path.exists({str(more)!r}): time.sleep(0.01)\n"
+        f"print('new', flush=True); {FOR_A_WHILE}"
+    )
+    agent, dispatch_id = await bench.launch(python(script))
+    await eventually(lambda: (bench.folder(dispatch_id) / "stdout.log").stat().st_size)
+    await anyio.sleep(0.5)
+    again = await bench.executor().attach(dispatch_id)
+    lines: list[str] = []
+
+    assert again is not None
+    async with anyio.create_task_group() as group:
+        group.start_soon(again.follow, lines.append)
+        await eventually(lambda: lines == ["old"])
+        silent = again.silent()
+        more.touch()
+        await eventually(lambda: lines == ["old", "new"])
+        spoken = again.silent()
+        group.cancel_scope.cancel()
+
+    assert silent >= timedelta(seconds=0.4)
+    assert spoken < silent
+    assert agent.pid == again.pid
+
+
 async def test_two_may_follow_one_agent(bench: Bench) -> None:
     go = bench.worktree / "go"
     script = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nprint(1)"
@@ -370,6 +399,29 @@ def test_lines_are_the_same_however_they_are_torn() -> None:
             told += lines.feed(data[start : start + size])
         told += lines.finish()
         assert (size, told) == (size, whole)
+
+
+@pytest.mark.parametrize("longest", [1, 8192, 20_000])
+def test_lines_are_cut_where_they_are_wanted_to_be(longest: int) -> None:
+    data = b"a" * 30_000 + b"\n" + b"b" * longest + b"\n" + b"c" * 30_000
+    whole = ["a" * longest, "b" * longest, "c" * longest]
+
+    for size in (1, 7, 8192, 100_000):
+        lines = Lines(longest)
+        told: list[str] = []
+        for start in range(0, len(data), size):
+            told += lines.feed(data[start : start + size])
+        told += lines.finish()
+        assert (size, told) == (size, whole)
+
+
+def test_an_endless_line_fills_no_memory() -> None:
+    lines = Lines(1000)
+
+    for _ in range(2000):
+        assert list(lines.feed(b"x" * 65_536)) == []
+
+    assert list(lines.finish()) == ["x" * 1000]
 
 
 async def test_a_hole_in_a_stream_does_not_join_what_is_not_adjacent() -> None:

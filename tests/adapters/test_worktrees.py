@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -1145,7 +1146,7 @@ async def test_an_add_killed_at_any_moment_is_healed(repository: Repository) -> 
             start_new_session=True,
         )
         await anyio.sleep(turn * 0.0007)
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # it has children, as for making the branch
         process.wait()
         ours = worktrees(repository.root)
 

@@ -28,6 +28,7 @@ from chump_orchestrator.core.outcome import (
 from chump_orchestrator.core.ports import Ledger
 from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
+from chump_orchestrator.core.testimony import Report, Usage
 from chump_orchestrator.testing import MemoryLedger
 from tests.builders import NOW, a_dispatch, a_gap
 
@@ -43,6 +44,24 @@ class FullLedger(Ledger, Protocol):
 
 
 Open = Callable[[], AbstractAsyncContextManager[FullLedger]]
+
+
+A_REPORT = Report(
+    session="0f4dfc29",
+    model="large",
+    usage=Usage(0.125, 2**53, 7),
+    tool_calls=3,
+    steps=12,
+    activity="Bash",
+    active_at=NOW + timedelta(microseconds=1),
+    pull_number=412,
+    answer="über\n412",
+    failure="API Error: 529",
+    aside="a wrapper's words",
+    resets_at=NOW + timedelta(hours=3),
+    is_stream=True,
+)
+"""Everything that an agent can tell."""
 
 
 class StoppedClock:
@@ -200,6 +219,7 @@ async def test_everything_known_of_a_dispatch_comes_back_as_it_was(opened: Open)
         siblings=2,
         cost_usd=1.5,
         tokens=12,
+        report=A_REPORT,
     )
 
     async with opened() as ledger:
@@ -306,6 +326,32 @@ async def test_what_the_settlement_does_not_know_stays_as_it_was(opened: Open) -
         await ledger.settle("infra-1-a", a_settlement(tokens=10))
 
         assert [(r.cost_usd, r.tokens) for r in await ledger.records()] == [(0.75, 10)]
+
+
+async def test_what_an_agent_told_is_kept_as_it_was_last_told(opened: Open) -> None:
+    dispatch = a_dispatch("infra-1-a")
+    early, late = Report(session="one"), replace(A_REPORT, answer="413")
+
+    async with opened() as ledger:
+        await ledger.add(dispatch)
+        first = (await ledger.records())[0].report
+        await ledger.update("infra-1-a", Record(dispatch, DispatchState.RUNNING, report=early))
+        second = (await ledger.records())[0].report
+        await ledger.settle("infra-1-a", a_settlement(report=late))
+        third = (await ledger.records())[0].report
+
+    assert (first, second, third) == (Report(), early, late)
+
+
+async def test_a_settlement_without_a_report_leaves_the_one_that_is_there(opened: Open) -> None:
+    dispatch = a_dispatch("infra-1-a")
+
+    async with opened() as ledger:
+        await ledger.add(dispatch)
+        await ledger.update("infra-1-a", Record(dispatch, DispatchState.RUNNING, report=A_REPORT))
+        await ledger.settle("infra-1-a", a_settlement())
+
+        assert [record.report for record in await ledger.records()] == [A_REPORT]
 
 
 async def test_a_settlement_that_parks_nothing_frees_what_was_parked(opened: Open) -> None:

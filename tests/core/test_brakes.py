@@ -76,12 +76,24 @@ def test_these_causes_may_pass() -> None:
     }
 
 
-@pytest.mark.parametrize("cause", sorted(set(Cause) - MAY_PASS))
+@pytest.mark.parametrize("cause", sorted(set(Cause) - MAY_PASS - {Cause.USAGE_LIMIT}))
 def test_other_causes_wait_for_a_person(cause: Cause) -> None:
     """Behaviour X1: never for `deadline` or `no-pr`; a failed gap is parked, not free."""
     assert decide(killed(cause), policy=PATIENT) == Park(
         f"killed (exit code 7); cause {cause} is not tried again by itself"
     )
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.KILLED, OutcomeKind.STALLED])
+def test_a_limit_of_the_account_is_no_failure_of_the_gap(kind: OutcomeKind) -> None:
+    """Behaviour X4; but X2 counts its sessions."""
+    outcome = Outcome(kind, "exit code 1", Cause.USAGE_LIMIT)
+
+    assert decide(outcome, failures=99, sessions=2) == Free()
+    assert decide(outcome, failures=0, sessions=3) == Park(
+        f"{kind} (exit code 1); the account met its limit; 3 sessions without accepted progress"
+    )
+    assert isinstance(decide(outcome, clean=False), Park)
 
 
 def test_a_failure_without_a_cause_waits_for_a_person() -> None:
@@ -250,6 +262,22 @@ def test_texts_that_move_from_field_to_field_are_a_change() -> None:
     ]
 
     assert len({fingerprint(gap) for gap in variants}) == len(variants)
+
+
+def test_x4_limits_in_a_row_do_not_pause_dispatching() -> None:
+    fuse = Fuse()
+    for number in range(6):
+        fuse = fuse.ended(f"d{number}", killed(Cause.USAGE_LIMIT), NOW)
+
+    assert fuse == Fuse()
+
+
+def test_x4_a_trial_that_meets_a_limit_proves_nothing() -> None:
+    before = blown().started("trial")
+
+    after = before.ended("trial", killed(Cause.USAGE_LIMIT), NOW)
+
+    assert after == replace(before, trial="")
 
 
 def blown(cause: Cause = Cause.AUTH) -> Fuse:

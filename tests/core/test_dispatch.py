@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -19,7 +20,7 @@ from chump_orchestrator.core.dispatch import (
     names,
 )
 from chump_orchestrator.core.gap import Effort
-from tests.builders import NOW, a_gap
+from tests.builders import NOW, a_dispatch, a_gap
 
 M = timedelta(minutes=1)
 
@@ -32,6 +33,15 @@ def test_the_soft_deadline_goes_by_effort(effort: str, minutes: int) -> None:
     """Behaviour P1."""
     assert DeadlinePolicy().of(a_gap(effort=Effort(effort))) == Deadlines(soft=minutes * M)
     assert len(DEFAULT_SOFT) == 6
+
+
+def test_the_session_of_a_dispatch_is_its_own_and_always_the_same() -> None:
+    """It is stored, and daemons of other versions look for it: the value never changes."""
+    one, other = a_dispatch("infra-1-260427120000-abcdef"), a_dispatch("infra-1-260427120000-x")
+
+    assert one.session == "02a97a53-2afd-5511-a93e-4b60e0c69011"
+    assert uuid.UUID(one.session).version == 5
+    assert other.session != one.session
 
 
 def test_a_gaps_own_deadline_outranks_its_efforts() -> None:

@@ -12,12 +12,13 @@ import pytest
 
 from chump_orchestrator.core.brakes import RetryPolicy
 from chump_orchestrator.core.errors import RateLimited, Unavailable
-from chump_orchestrator.core.records import Usage, Vitals
+from chump_orchestrator.core.records import Vitals
+from chump_orchestrator.core.testimony import Progress, Usage
 from chump_orchestrator.daemon.operations import Operator
 from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
 from chump_orchestrator.daemon.roster import Assignment
 from tests.builders import a_backlog, a_gap
-from tests.daemon.twins import Scene, a_scene
+from tests.daemon.twins import PlainBackend, Scene, a_scene
 
 pytestmark = pytest.mark.looptime
 
@@ -217,14 +218,20 @@ async def test_e1_every_change_of_state_is_told() -> None:
     ]
 
 
+class Counting(PlainBackend):
+    """Tells what was used."""
+
+    def read(self, line: str) -> Usage | Progress | None:
+        return Usage(cost_usd=0.5, tokens=1000) if line == "used" else None
+
+
 async def test_what_a_dispatch_cost_and_who_did_it_is_told_with_its_end() -> None:
     scene = a_scene(a_backlog(a_gap("A-1")), retry=ONE_TRY)
+    scene.world.backend = lambda _name: Counting()
 
-    async with a_daemon(scene) as daemon:
+    async with a_daemon(scene):
         await anyio.sleep(60)
-        supervisor = daemon.scheduler.roster["A-1"].supervisor
-        assert supervisor is not None
-        supervisor.usage = Usage(cost_usd=0.5, tokens=1000)
+        scene.executor.agents["A-1"].writes("used")
         scene.executor.agents["A-1"].ends(1)
         await anyio.sleep(60)
 

@@ -24,16 +24,10 @@ from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.outcome import Exit, PullRequest, PullState, StopReason
 from chump_orchestrator.core.picker import PickPolicy
-from chump_orchestrator.core.records import (
-    Denied,
-    Lease,
-    Progress,
-    Recalled,
-    Removal,
-    Usage,
-    Watch,
-)
+from chump_orchestrator.core.records import Denied, Lease, Recalled, Removal, Watch
 from chump_orchestrator.core.routing import Route, RoutePolicy
+from chump_orchestrator.core.tail import LINE_BYTES
+from chump_orchestrator.core.testimony import Progress, Usage
 from chump_orchestrator.daemon.world import Policies, World
 from chump_orchestrator.testing import MemoryJournal, MemoryLedger
 from tests.builders import NOW
@@ -64,11 +58,13 @@ class ScriptedAgent:
     exit: Exit | None = None
     ended_at: datetime | None = None
     said: tuple[str, ...] = ()
+    printed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._began = self.clock.monotonic()
         self._wrote = self._began
         self._done = anyio.Event()
+        self._followers: list[Callable[[str], None]] = []
 
     def active(self) -> timedelta:
         if self.exit is not None:
@@ -81,8 +77,15 @@ class ScriptedAgent:
     def tail(self) -> tuple[str, ...]:
         return self.said
 
-    def last_words(self) -> str:
-        return "\n".join(self.said)
+    def last_words(self, *, errors_only: bool = False) -> str:
+        return "\n".join(self.said if errors_only else (*self.said, *self.printed))
+
+    def writes(self, line: str) -> None:
+        """Print a line on standard output, now."""
+        self._wrote = self.clock.monotonic()
+        self.printed.append(line)
+        for on_line in self._followers:
+            on_line(line)
 
     def ends(self, code: int | None = 0, **how: object) -> None:
         ended = Exit(code=code, active=self.active())
@@ -90,9 +93,12 @@ class ScriptedAgent:
         self.ended_at = self.clock.now()
         self._done.set()
 
-    async def follow(self, on_line: Callable[[str], None]) -> Exit:
-        for line in self.said:
-            on_line(line)
+    async def follow(
+        self, on_line: Callable[[str], None], *, longest_line: int = LINE_BYTES
+    ) -> Exit:
+        for line in (*self.said, *self.printed):
+            on_line(line[:longest_line])
+        self._followers.append(on_line)
         await self._done.wait()
         assert self.exit is not None
         return self.exit

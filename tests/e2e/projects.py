@@ -20,8 +20,8 @@ PRELUDE = """\
 import os, signal, subprocess, sys, time
 gap, branch = sys.argv[1], sys.argv[2]
 def git(*args):
-    # A checkout looks at every worktree, and fails when one of them vanishes at that moment.
-    for _ in range(10 if args[0] == "checkout" else 0):
+    # Both look at every worktree, and fail when one of them vanishes, or commits, at that moment.
+    for _ in range(10 if args[0] in ("checkout", "fetch") else 0):
         if subprocess.run(["git", *args], stdin=subprocess.DEVNULL).returncode == 0:
             return
         time.sleep(0.05)

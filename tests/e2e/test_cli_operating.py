@@ -25,7 +25,8 @@ from chump_orchestrator.core.brakes import Fuse
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind
-from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record
+from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
+from chump_orchestrator.core.testimony import Report, Usage
 from chump_orchestrator.shim.logs import StreamLog
 from tests.builders import NOW, a_dispatch, a_gap
 from tests.e2e.cli_repository import Repository, ended, running
@@ -47,6 +48,12 @@ DISPATCH = {
     "pull": {"number": 412, "state": "open", "checks": "failing"},
     "cost_usd": 0.5,
     "tokens": 12,
+    "turns": 3,
+    "tool_calls": 2,
+    "session": "0f4dfc29",
+    "activity": "Bash",
+    "activity_at": "2026-04-27T12:00:00Z",
+    "trouble": None,
 }
 
 
@@ -112,8 +119,24 @@ def test_status_tells_what_the_daemon_says(repository: Repository) -> None:
     assert first == "draining, pid 7, since 2026-04-27T12:00:00Z"
     assert slots == "1 of 2 slots used, 3 gaps ready, 1 overdue"
     assert " ".join(row.split()) == (
-        "DEMO-1 1 running claude 1h 01m late 20m 00s 12s #412 open, checks failing 4711"
+        "DEMO-1 1 running claude 1h 01m late 20m 00s 12s #412 open, checks failing 4711 3 $0.50"
+        " Bash"
     )
+
+
+def test_status_of_a_daemon_of_another_version_leaves_out_what_it_does_not_tell(
+    repository: Repository,
+) -> None:
+    class Older(Daemon):
+        async def status(self) -> Mapping[str, Any]:
+            told = await super().status()
+            new = ("turns", "tool_calls", "session", "activity", "activity_at", "trouble")
+            return {**told, "dispatches": [{k: v for k, v in DISPATCH.items() if k not in new}]}
+
+    with repository.daemon(Older()):
+        said = repository.say("status")
+
+    assert said.out.splitlines()[-1].split()[-3:] == ["-", "$0.50", "-"]
 
 
 def test_status_without_a_daemon_reads_the_ledger(repository: Repository) -> None:
@@ -438,15 +461,63 @@ def test_history_has_the_shape_that_others_read(repository: Repository) -> None:
         "duration_s": 60.0,
         "active_s": 59.0,
         "pull": None,
+        "branch": "claude/demo-1",
+        "worktree": None,
         "backend": "claude",
         "model": None,
         "provider_pfx": None,
         "cost_usd": None,
         "tokens": None,
+        "turns": None,
+        "tool_calls": None,
+        "session": None,
+        "activity": None,
+        "activity_at": None,
+        "trouble": None,
+        "answer": None,
         "parallel_siblings": 0,
         "started_at": "2026-04-27T12:00:00Z",
         "ended_at": "2026-04-27T12:01:00Z",
     }
+
+
+def test_history_tells_what_an_agent_told_of_itself(repository: Repository) -> None:
+    report = Report(
+        session="0f4dfc29",
+        usage=Usage(0.125, 2048, 7),
+        tool_calls=3,
+        activity="failed",
+        active_at=NOW,
+        answer="I could not",
+        failure="API Error: 529\nOverloaded",
+        is_stream=True,
+    )
+
+    async def told(ledger: SqliteLedger) -> None:
+        dispatch = await running(ledger, "DEMO-1")
+        outcome = Outcome(OutcomeKind.KILLED, "exit code 1", Cause.RATE_LIMITED)
+        end = Settlement(outcome, NOW, None, None, False, 0, 0.125, 2048, report=report)
+        await ledger.settle(dispatch, end)
+
+    repository.in_ledger(told)
+
+    (row,) = repository.say("history", "--json").json()["dispatches"]
+    table = repository.say("history").out.splitlines()
+
+    expected = {
+        "cost_usd": 0.125,
+        "tokens": 2048,
+        "turns": 7,
+        "tool_calls": 3,
+        "session": "0f4dfc29",
+        "activity": "failed",
+        "activity_at": "2026-04-27T12:00:00Z",
+        "trouble": "API Error: 529\nOverloaded",
+        "answer": "I could not",
+    }
+    assert {key: row[key] for key in expected} == expected
+    assert " $0.12 " in table[1]
+    assert table[1].endswith("exit code 1: API Error: 529 Overloaded")
 
 
 def test_history_may_be_of_one_gap_and_short(repository: Repository) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -30,6 +30,7 @@ from chump_orchestrator.adapters.local.wire import ask, listen
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Exit, StopReason
 from chump_orchestrator.core.ports import Clock
+from chump_orchestrator.core.tail import LINE_BYTES
 
 _STREAMS = ("stdout", "stderr")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.05
@@ -56,7 +57,8 @@ log = structlog.get_logger()
 class ShimAgent:
     """An agent under a shim, running or ended; see `core.ports.Agent`.
 
-    `active_s` and `silent_s` are what they were when this was made.
+    `active_s` and `silent_s` are what they were when this was made; `old` are the offsets, by
+    stream, of what had been written by then.
     """
 
     def __init__(
@@ -67,12 +69,14 @@ class ShimAgent:
         pid: int,
         active_s: float = 0.0,
         silent_s: float = 0.0,
+        old: Mapping[str, int] | None = None,
     ) -> None:
         self._directory = directory
         self._clock = clock
         self._pid = pid
         self._began = clock.monotonic() - active_s
         self._last_at = clock.monotonic() - silent_s
+        self._old = old or {}
         self._output = Output()
         self._exit: Exit | None = None
         self._ended_at: datetime | None = None
@@ -102,10 +106,13 @@ class ShimAgent:
     def tail(self) -> tuple[str, ...]:
         return self._output.tail.lines()
 
-    def last_words(self) -> str:
-        return self._output.last_words()
+    def last_words(self, *, errors_only: bool = False) -> str:
+        return self._output.last_words(errors_only=errors_only)
 
-    async def follow(self, on_line: Callable[[str], None]) -> Exit:
+    async def follow(
+        self, on_line: Callable[[str], None], *, longest_line: int = LINE_BYTES
+    ) -> Exit:
+        self._output.lines.longest = longest_line
         if self._exit is None:
             found: Found | Unavailable
             async with anyio.create_task_group() as group:
@@ -247,7 +254,8 @@ class ShimAgent:
         async def take(offset: int, data: bytes) -> None:
             nonlocal wait_s
             wait_s = _FIRST_WAIT_S
-            self._last_at = self._clock.monotonic()
+            if offset + len(data) > self._old.get(stream, 0):
+                self._last_at = self._clock.monotonic()
             await self._output.take(stream, offset, data, on_line)
 
         while True:

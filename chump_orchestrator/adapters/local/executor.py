@@ -218,11 +218,17 @@ class LocalExecutor:
             pid=whole(found.running.get("pid"), LARGEST_PID) or 0,
             active_s=seconds(told.get("active_s")) or 0.0,
             silent_s=seconds(told.get("silent_s")) or 0.0,
+            old=_offsets(told.get("bytes")),
         )
 
     async def _launch(self, order: Launch) -> int:
         async with self._launches:
             return await launch(order)
+
+
+def _offsets(told: object) -> dict[str, int]:
+    found = told if isinstance(told, dict) else {}
+    return {name: whole(offset) or 0 for name, offset in found.items()}
 
 
 async def _to_its_end(launching: Coroutine[Any, Any, int]) -> int:

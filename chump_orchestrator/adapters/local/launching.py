@@ -35,7 +35,14 @@ from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S
 from chump_orchestrator.adapters.local.remains import give_up, is_held
 from chump_orchestrator.adapters.local.shims import kill_shim
 from chump_orchestrator.adapters.process import SHORTAGES
-from chump_orchestrator.core.dispatch import Command, Deadlines, Dispatch, Limits, Workspace
+from chump_orchestrator.core.dispatch import (
+    SESSION,
+    Command,
+    Deadlines,
+    Dispatch,
+    Limits,
+    Workspace,
+)
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.shim.files import SPEC
 
@@ -145,13 +152,14 @@ def find_program(candidates: tuple[str, ...], worktree: str, environment: Mappin
 def _write_order(order: Launch, program: str) -> None:
     directory, dispatch, command = order.directory, order.dispatch, order.command
     (directory / TEMPORARY).mkdir(mode=0o700)
-    write_durably(directory, PROMPT, order.prompt.encode("utf-8", "replace"))
+    brief = command.brief_prefix + order.prompt
+    write_durably(directory, PROMPT, brief.encode("utf-8", "replace"))
     values = {
         "worktree": order.workspace.path,
         "branch": order.workspace.branch,
         "prompt_file": str(directory / PROMPT),
     }
-    args = command.args
+    args = tuple(dispatch.session if arg == SESSION else arg for arg in command.args)
     if command.expand:
         args = tuple(_PLACEHOLDER.sub(lambda hit: values[hit[1]], arg) for arg in args)
     spec = {

@@ -20,22 +20,40 @@ _TURN_S = 0.002
 
 
 class Lines:
-    """Splits a stream of bytes, torn anywhere, into lines, each cut at 8 KiB."""
+    """Splits a stream of bytes, torn anywhere, into lines, each cut at `longest` bytes."""
 
-    def __init__(self) -> None:
-        self._open = b""
+    def __init__(self, longest: int = LINE_BYTES) -> None:
+        self.longest = longest
+        self._open: list[bytes] = []
+        self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[str]:
         """Take the next bytes and return the lines that they complete, without their ends."""
         first, *others = chunk.split(b"\n")
-        whole = [self._open + first[: LINE_BYTES - len(self._open)], *others]
-        self._open = whole.pop()[:LINE_BYTES]
-        return map(_text, whole)
+        if not others:
+            self._keep(first)
+            return iter(())
+        last = others.pop()
+        self._keep(first)
+        whole = [b"".join(self._open), *others]
+        self._open, self._size = [], 0
+        self._keep(last)
+        return map(self._text, whole)
 
     def finish(self) -> Iterator[str]:
         """Return what is left as the last line, if anything is: the stream ends or has a hole."""
-        rest, self._open = self._open, b""
-        return map(_text, [rest] if rest else [])
+        rest = b"".join(self._open)
+        self._open, self._size = [], 0
+        return map(self._text, [rest] if rest else [])
+
+    def _keep(self, piece: bytes) -> None:
+        piece = piece[: self.longest - self._size]
+        if piece:
+            self._open.append(piece)
+            self._size += len(piece)
+
+    def _text(self, line: bytes) -> str:
+        return line[: self.longest].decode("utf-8", "replace").removesuffix("\r")
 
 
 class Output:
@@ -47,9 +65,10 @@ class Output:
         self.offsets = {"stdout": 0, "stderr": 0}
         self._last = {"stdout": b"", "stderr": b""}
 
-    def last_words(self) -> str:
-        """The ends of standard output and standard error, bytes that are not UTF-8 replaced."""
-        return "\n".join(last.decode("utf-8", "replace") for last in self._last.values() if last)
+    def last_words(self, *, errors_only: bool = False) -> str:
+        """The ends of both streams, or of standard error, bytes that are not UTF-8 replaced."""
+        ends = [self._last["stderr"]] if errors_only else self._last.values()
+        return "\n".join(last.decode("utf-8", "replace") for last in ends if last)
 
     async def take(
         self, stream: str, offset: int, data: bytes, on_line: Callable[[str], None]
@@ -95,7 +114,3 @@ async def _pass_on(lines: Iterator[str], on_line: Callable[[str], None]) -> None
         if time.perf_counter() > until:
             await anyio.lowlevel.checkpoint()
             until = time.perf_counter() + _TURN_S
-
-
-def _text(line: bytes) -> str:
-    return line[:LINE_BYTES].decode("utf-8", "replace").removesuffix("\r")
