@@ -146,6 +146,9 @@ def soak(
         if sample is not None:
             figures.samples.append(sample)
         time.sleep(0.5)
+        if daemon.poll() is not None and _has_more(trial, dispatches):
+            trial.program("resume")  # a row of failures had paused dispatching
+            daemon = trial.start("--once", **env)
     assert daemon.returncode in (0, 1), trial.log()[-4000:]
     trial.settle(patience_s=600)
     figures.seconds = time.monotonic() - began
@@ -155,6 +158,11 @@ def soak(
     for one in told:
         figures.outcomes[one["outcome"]] = figures.outcomes.get(one["outcome"], 0) + 1
     return trial, figures
+
+
+def _has_more(trial: Trial, dispatches: int) -> bool:
+    # The log may lack the line of one that was settled when its daemon was killed.
+    return len(trial.json("history", "--limit", "100000")["dispatches"]) < dispatches
 
 
 def _sample(trial: Trial, daemon: subprocess.Popen[bytes], settled: int) -> Sample | None:
