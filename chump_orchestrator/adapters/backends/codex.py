@@ -71,7 +71,6 @@ class CodexReader(StreamReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._turns = 0
         self._begun = ""
 
     def take(self, found: Event) -> None:
@@ -79,9 +78,8 @@ class CodexReader(StreamReader):
             case "thread.started":
                 self.step("starting", session=its.name(found, "thread_id"))
             case "turn.started":
-                self._turns += 1
                 self.step("thinking")
-                self.use(Usage(turns=self._turns))
+                self.turn()
             case "item.started" | "item.completed" as kind:
                 self._item(its.part(found, "item"), is_done=kind == "item.completed")
             case "item.updated":

@@ -70,7 +70,6 @@ class GeminiReader(StreamReader):
     def __init__(self) -> None:
         super().__init__()
         self._said = ""
-        self._turns = 0
         self._is_its_turn = False
 
     def take(self, found: Event) -> None:
@@ -108,8 +107,7 @@ class GeminiReader(StreamReader):
     def _turn(self) -> None:
         if not self._is_its_turn:
             self._is_its_turn = True
-            self._turns += 1
-            self.use(Usage(turns=self._turns))
+            self.turn()
 
     def _result(self, found: Event) -> None:
         self.use(Usage(tokens=its.count(found, "stats", "total_tokens")))

@@ -87,7 +87,6 @@ class GooseReader(StreamReader):
     def __init__(self) -> None:
         super().__init__()
         self._said = ""
-        self._turns = 0
         self._is_its_turn = False
 
     def take(self, found: Event) -> None:
@@ -113,8 +112,7 @@ class GooseReader(StreamReader):
     def _turn(self) -> None:
         if not self._is_its_turn:
             self._is_its_turn, self._said = True, ""
-            self._turns += 1
-            self.use(Usage(turns=self._turns))
+            self.turn()
 
     def _spoken(self, one: Event) -> None:
         match its.text(one, "type"):

@@ -95,6 +95,10 @@ class StreamReader(ABC):
         """Note what the agent has used in all; what it does not say stays as it was."""
         self.tell(usage=usage.or_else(self.report.usage))
 
+    def turn(self) -> None:
+        """Note that the agent has begun another turn, where it does not count them itself."""
+        self.use(Usage(turns=(self.report.usage.turns or 0) + 1))
+
     def _pull(self) -> int | None:
         return self.report.pull_number
 
