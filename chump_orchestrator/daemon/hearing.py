@@ -47,6 +47,8 @@ class Hearing:
         except ConfigError as error:
             # It was there when the agent was started.
             log.warning("output.unread", error=str(error))
+        except Exception:
+            log.exception("output.misread")
 
     @property
     def session(self) -> str:
@@ -74,16 +76,18 @@ class Hearing:
         """Take a line of output; say whether it names a pull request that was not named before."""
         if self._read is None:
             return False
+        before = self._told
         try:
             said = self._read(line)
+            if said is None:
+                return False
+            told = before.after(said)
+            has_got_on = told.steps != before.steps
         except Exception:
             log.exception("output.misread")
             self._read = None
             return False
-        if said is None:
-            return False
-        before, told = self._told, self._told.after(said)
-        if told.steps != before.steps:
+        if has_got_on:
             # A line that comes again after a re-attachment is as old as the agent is silent.
             age = self._agent.silent()
             self._heard_s = self._clock.monotonic() - age.total_seconds()

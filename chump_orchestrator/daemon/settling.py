@@ -11,7 +11,7 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.brakes import History, Park, Retry, consequence, fingerprint
-from chump_orchestrator.core.causes import cause_of
+from chump_orchestrator.core.causes import Cause, cause_of
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
 from chump_orchestrator.core.records import Parked, Record, Settlement
@@ -96,8 +96,15 @@ def _words(outcome: Outcome, agent: Agent | None, report: Report) -> str:
 def _explained(
     world: World, outcome: Outcome, words: str, report: Report, ended_at: datetime
 ) -> Outcome:
-    """Return a failure with its cause, and when a limit that it met is renewed, if that is told."""
-    outcome = replace(outcome, cause=cause_of(outcome.cause, words))
+    """Return a failure with its cause, and when a limit that it met is renewed, if that is told.
+
+    Where nothing is known of a cause, the agent has opened a request, and whatever became of
+    that is not for want of an allowance.
+    """
+    cause = cause_of(outcome.cause, words)
+    if outcome.cause is None and cause is Cause.USAGE_LIMIT:
+        cause = Cause.UNKNOWN
+    outcome = replace(outcome, cause=cause)
     if not outcome.met_limit:
         return outcome
     told = sound(report.resets_at, ended_at) if report.resets_at is not None else None

@@ -22,7 +22,7 @@ from chump_orchestrator.core.outcome import OutcomeKind, PullState
 from chump_orchestrator.core.ports import Backend
 from chump_orchestrator.core.records import Record
 from chump_orchestrator.core.routing import Route, RoutePolicy, RoutingTable
-from chump_orchestrator.core.testimony import Progress, Report, Usage
+from chump_orchestrator.core.testimony import Progress, Reader, Report, Usage
 from chump_orchestrator.daemon.operations import Operator
 from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
 from chump_orchestrator.daemon.roster import Assignment
@@ -101,6 +101,11 @@ async def the_record(scene: Scene) -> Record:
     return (await scene.ledger.latest(100))[-1]
 
 
+async def outcome_of(scene: Scene) -> OutcomeKind | None:
+    outcome = (await the_record(scene)).outcome
+    return outcome.kind if outcome else None
+
+
 async def shown(running: Orchestrator) -> dict[str, Any]:
     """Return the one dispatch of a status."""
     status: dict[str, Any] = await Operator(running).status()
@@ -175,6 +180,7 @@ async def test_what_was_told_before_a_restart_is_settled_with_after_it() -> None
 
     async with daemon(scene):
         scene.executor.agents["A-1"].writes(init())
+        await anyio.sleep(1)
         scene.executor.agents["A-1"].writes(result("412"))
         scene.executor.agents["A-1"].ends(0)
         await anyio.sleep(60)
@@ -186,6 +192,7 @@ async def test_what_was_told_before_a_restart_is_settled_with_after_it() -> None
 
     (reflection,) = scene.journal.reflections
     assert (record.cost_usd, record.report.session) == (0.25, "its-own")
+    assert record.report.answer == "412"
     assert reflection.cost_usd == 0.25
 
 
@@ -329,6 +336,22 @@ async def test_x4_a_limit_holds_over_a_restart() -> None:
     assert (before, scene.executor.launched) == (["A-1"], ["A-1", "A-1"])
 
 
+async def test_x4_a_limit_that_was_met_after_the_request_was_opened_frees_no_gap() -> None:
+    """The request is open for a day; another agent would do the same work again."""
+    scene = a_streaming_scene()
+    scene.pulls.states["claude/a-1"] = (PullState.OPEN, 412)
+
+    async with daemon(scene):
+        await limited(scene)
+        await anyio.sleep(25 * 3600)
+        record = await the_record(scene)
+
+    (parked,) = await scene.ledger.parked()
+    assert record.outcome is not None
+    assert (record.outcome.kind, record.outcome.cause) == (OutcomeKind.STALLED, Cause.UNKNOWN)
+    assert (scene.executor.launched, parked.gap) == (["A-1"], "A-1")
+
+
 async def test_x4_a_limit_whose_reset_is_not_told_rests_for_a_quarter_of_an_hour() -> None:
     scene = a_streaming_scene()
 
@@ -386,6 +409,8 @@ async def test_x4_limits_are_no_failures_in_a_row_but_sessions_they_are() -> Non
     ("told", "resets_at"),
     [
         (1777302000, datetime(2026, 4, 27, 15, tzinfo=UTC)),
+        (4_102_444_799, None),
+        (1_700_000_000, None),
         (99999999999999999, None),
         (-5, None),
         ("soon", None),
@@ -445,9 +470,27 @@ class Broken(Older):
         return super().read(line)
 
 
-async def test_a_backend_that_fails_at_a_line_costs_understanding_and_no_agent() -> None:
+class Silly(Broken):
+    """A plug-in that says what it should not."""
+
+    def read(self, line: str) -> Usage | Progress | None:
+        odd: Any = {"tokens": 9}
+        return odd if line == "bad" else Older.read(self, line)
+
+
+class Unready(Older):
+    """A plug-in that makes no readers, though it could."""
+
+    def reader(self) -> Reader:
+        raise KeyError("reader")
+
+
+@pytest.mark.parametrize("backend", [Broken, Silly])
+async def test_a_backend_that_fails_at_a_line_costs_understanding_and_no_agent(
+    backend: type[Older],
+) -> None:
     scene = a_streaming_scene()
-    scene.world.backend = lambda _name: Broken()
+    scene.world.backend = lambda _name: backend()
 
     async with daemon(scene) as running:
         agent = scene.executor.agents["A-1"]
@@ -467,6 +510,21 @@ async def test_a_backend_that_fails_at_a_line_costs_understanding_and_no_agent()
 
 def no_backend(_name: str) -> Backend:
     raise ConfigError("backend.custom.argv: empty")
+
+
+async def test_a_backend_that_makes_no_reader_costs_understanding_and_no_agent() -> None:
+    scene = a_streaming_scene()
+    scene.world.backend = lambda _name: Unready()
+
+    async with daemon(scene) as running:
+        scene.executor.agents["A-1"].writes("tokens=7")
+        told = await shown(running)
+        scene.merge("A-1")
+        scene.executor.agents["A-1"].ends(0)
+        await anyio.sleep(60)
+
+    assert (told["state"], told["tokens"]) == ("running", None)
+    assert (await outcome_of(scene)) is OutcomeKind.SHIPPED
 
 
 async def test_a_backend_that_is_gone_after_a_restart_costs_understanding_and_no_agent() -> None:
