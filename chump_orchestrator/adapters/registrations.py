@@ -15,6 +15,9 @@ from pathlib import Path
 
 import psutil
 
+from chump_orchestrator.adapters.process import SHORTAGES
+from chump_orchestrator.core.errors import Unavailable
+
 REASON = "chump:"
 """Begins the reason with which worktrees of ours are locked; the dispatch id follows."""
 
@@ -123,14 +126,33 @@ def _kill(process: psutil.Process) -> None:
 
 
 def processes_inside(path: Path) -> tuple[str, ...]:
-    """Return the processes that work in `path` or below, as name and pid. Blocks; best effort."""
+    """Return the processes that work in `path` or below, as name and pid. Blocks; best effort.
+
+    Raises `Unavailable` when this process is short of what looking takes: then somebody may be
+    there all the same.
+    """
     inside = f"{path}{os.sep}"
     found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if f"{process.cwd()}{os.sep}".startswith(inside):
-                found.append(f"{process.name()} ({process.pid})")
+    try:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if f"{_place_of(process)}{os.sep}".startswith(inside):
+                    found.append(f"{process.name()} ({process.pid})")
+    except OSError as error:
+        raise Unavailable(
+            f"who works in {path} cannot be told now: {error.strerror}; free some and try again"
+        ) from error
     return tuple(found)
+
+
+def _place_of(process: psutil.Process) -> str:
+    """Return where a process works, empty when that is not said; `OSError` for a shortage."""
+    try:
+        return process.cwd()
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        return ""
 
 
 def _read(admin: Path, common_dir: Path) -> Registration:

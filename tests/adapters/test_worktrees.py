@@ -1223,3 +1223,38 @@ async def test_a_shortage_of_space_is_told(repository: Repository) -> None:
     told = await worktrees(repository.root, min_free=1 << 62).shortage()
     assert "MiB free" in told
     assert str(repository.root) in told
+
+
+SHORT_OF_DESCRIPTORS = """\
+import os, resource
+from pathlib import Path
+from chump_orchestrator.adapters.registrations import processes_inside
+from chump_orchestrator.core.errors import Unavailable
+here = Path.cwd()
+assert any(str(os.getpid()) in one for one in processes_inside(here)), "not seen at all"
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+try:
+    print(processes_inside(here))
+except Unavailable as error:
+    print("told:", error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere looking takes no descriptor")
+def test_who_works_in_a_worktree_is_not_guessed_for_want_of_descriptors(tmp_path: Path) -> None:
+    """Promise I4: what cannot be told now is not taken for nobody."""
+    looked = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_DESCRIPTORS],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert looked.stdout.startswith(f"told: who works in {tmp_path} cannot be told now"), looked
