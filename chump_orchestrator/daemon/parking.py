@@ -73,6 +73,7 @@ class ParkedBackends:
         self._parked[backend] = _Parked(reason, now + wait, wait, is_limit=True)
         for_s = round(wait.total_seconds())
         log.warning("backend.parked", backend=backend, reason=reason, for_s=for_s)
+        self._tell("backend.parked", backend=backend, reason=reason, for_s=for_s)
 
     def _longer(self, backend: str) -> timedelta:
         known = self._parked.get(backend)

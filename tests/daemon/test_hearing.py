@@ -361,6 +361,8 @@ async def test_x4_a_limit_whose_reset_is_not_told_rests_for_a_quarter_of_an_hour
         before = list(scene.executor.launched)
         await anyio.sleep(3 * 60)
 
+    (told,) = [fields for event, fields in scene.events if event == "backend.parked"]
+    assert (told["backend"], told["for_s"]) == ("claude", 15 * 60)
     assert (before, scene.executor.launched) == (["A-1"], ["A-1", "A-1"])
 
 
