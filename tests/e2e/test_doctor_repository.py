@@ -297,7 +297,8 @@ def test_work_that_was_kept_is_told_with_its_reason(clinic: Clinic) -> None:
 
 def test_without_gh_the_remedy_is_to_install_it(clinic: Clinic) -> None:
     (clinic.bin / "gh").unlink()
-    clinic.patch.setenv("PATH", f"{clinic.bin}:{Path(shutil.which('git') or '').parent}")
+    (clinic.bin / "git").symlink_to(shutil.which("git") or "")
+    clinic.patch.setenv("PATH", str(clinic.bin))  # where there is a gh, it lies beside git
 
     found = clinic.found("gh", "gh-scopes")
 
