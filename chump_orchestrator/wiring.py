@@ -29,7 +29,7 @@ from chump_orchestrator.adapters.power import Wakefulness
 from chump_orchestrator.adapters.service_manager import NotifySocket
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.routing import Route
-from chump_orchestrator.daemon import awake
+from chump_orchestrator.daemon import awake, preparing
 from chump_orchestrator.daemon.account import Account, account
 from chump_orchestrator.daemon.control import serve
 from chump_orchestrator.daemon.operations import Operator
@@ -250,6 +250,7 @@ async def _orchestrator(
         min_free=settings.worktrees.min_free,
         clock=clock,
         reserved=lambda: {gap.slug for gap in orchestrator.keeper.backlog.gaps},
+        prepared_dir=state_dir(root, loaded) / "prepared",
     )
     await worktrees.exclude()
 
@@ -331,6 +332,7 @@ async def _orchestrator(
         trusts_backlog=bool(settings.backlog.ref),
         beside=(
             *monitoring.over_http(root, loaded),
+            preparing.run,
             partial(awake.run, wakefulness=Wakefulness(environ)),
         ),
     )

@@ -692,7 +692,6 @@ def test_a_bad_setting_is_told_with_its_place_and_what_would_be_valid(
         ("[budget]\nusd_per_day = 5\n[budget.night]\nusd = 1", "1: budget", "budgets"),
         ("[ship]\nby = 'us'", "1: ship", "shipping in the place of agents"),
         ("[brake]\nusd = 5", "2: brake.usd", "a brake on money"),
-        ("[worktrees]\nprepared = 2", "2: worktrees.prepared", "worktrees made in advance"),
         (
             "[pulls]\non_failed_checks = 'x'",
             "2: pulls.on_failed_checks",

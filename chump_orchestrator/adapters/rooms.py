@@ -31,6 +31,17 @@ LEAST_INODES = 20_000
 """A worktree needs one for each file and folder; large repositories have that many."""
 
 
+OUR_PATHS = (
+    "/.claude/worktrees/",
+    "/.chump/orchestrator/",
+    "/.chump/state.db*",
+    "/.chump-locks/",
+    "/sessions/chump_memory.db*",
+    "/.chump/secrets.env",
+)
+"""What git is told to overlook in the main work tree (behaviour D9)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """What is remembered of a worktree that was kept; `since` is in UTC.

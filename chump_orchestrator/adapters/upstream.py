@@ -96,6 +96,11 @@ class Upstream:
             base = self._base or await self._resolve()
         return base, await self._git.commit(base.ref)
 
+    async def at_hand(self) -> str:
+        """Return the commit that the base has here, empty where none is known; asks nobody else."""
+        ref = await self.ref()
+        return await self._git.commit(ref) if ref else ""
+
     async def heads(self, prefix: str) -> frozenset[str]:
         """Return the remote's branches that begin with `prefix`, asked for once per fetch.
 

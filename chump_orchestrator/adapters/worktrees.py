@@ -17,14 +17,14 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from chump_orchestrator.adapters import registrations, rooms
+from chump_orchestrator.adapters import proposing, registrations, rooms
 from chump_orchestrator.adapters.git import Git, failure
 from chump_orchestrator.adapters.losses import QUIET, SALVAGED, Findings, Losses
+from chump_orchestrator.adapters.prepared import Prepared
 from chump_orchestrator.adapters.registrations import REASON, Registration
 from chump_orchestrator.adapters.salvage import Salvage
 from chump_orchestrator.adapters.upstream import Upstream
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Names, Workspace
-from chump_orchestrator.core.dispatch import names as names_of
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.ports import Clock
@@ -45,16 +45,6 @@ OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", re.ASCII)
 KEPT = "chump-kept"
 """In a kept worktree's administrative folder: since when, for which dispatch, how completely."""
 
-OUR_PATHS = (
-    "/.claude/worktrees/",
-    "/.chump/orchestrator/",
-    "/.chump/state.db*",
-    "/.chump-locks/",
-    "/sessions/chump_memory.db*",
-    "/.chump/secrets.env",
-)
-"""What git is told to overlook in the main work tree (behaviour D9)."""
-
 
 class GitWorktrees:
     """`core.ports.Worktrees` on one repository.
@@ -63,7 +53,8 @@ class GitWorktrees:
     begin, empty for the remote's HEAD branch; `interval` is how old a fetch may be. Kept
     worktrees live for `keep_days`; ignored files that match `keep_ignored` are work; below
     `min_free` bytes there is a shortage, 0 for never. `reserved` returns names that no attempt
-    but the first of that very gap may have: the slugs of all gaps.
+    but the first of that very gap may have: the slugs of all gaps. In `prepared_dir` lie those
+    that are made ahead of time, on the file system of `base_dir`; `None` is for none.
     """
 
     def __init__(
@@ -79,6 +70,7 @@ class GitWorktrees:
         min_free: int = 2 << 30,
         clock: Clock,
         reserved: Callable[[], Collection[str]] = tuple,
+        prepared_dir: Path | None = None,
     ) -> None:
         self._git = git
         self._base_dir = Path(os.path.realpath(base_dir))
@@ -90,11 +82,17 @@ class GitWorktrees:
         self._min_free = min_free
         self._clock = clock
         self._reserved = reserved
+        self._prepared = None
+        if prepared_dir is not None:
+            self._prepared = Prepared(git, prepared_dir, self._disk_shortage)
 
     async def heal(self) -> tuple[str, ...]:
         told = []
         async with self._git.lock():
             await anyio.to_thread.run_sync(registrations.end_orphans, self._base_dir)
+            if self._prepared is not None:
+                await anyio.to_thread.run_sync(registrations.end_orphans, self._prepared.folder)
+                await self._prepared.clean_up()
             for entry in await self._entries():
                 if not entry.broken:
                     continue
@@ -122,28 +120,15 @@ class GitWorktrees:
         return await self._upstream.refresh(at_least)
 
     async def propose(self, gap: Gap) -> Names:
-        entries = await self._entries()
-        for entry in entries:
-            if entry.stops_git:
-                raise Unavailable(
-                    f"{entry.admin} is broken ({entry.broken}), which stops git in the whole"
-                    " repository; see whose it is, and move it away"
-                )
-        listed = await self._git.text(
-            "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes"
+        return await proposing.propose(
+            self._git,
+            self._upstream,
+            await self._entries(),
+            gap,
+            base_dir=self._base_dir,
+            prefix=self._prefix,
+            reserved=self._reserved(),
         )
-        taken = {slug for slug in self._reserved() if slug != gap.slug}
-        taken |= {entry.path.name for entry in entries if entry.path is not None}
-        for branch in (*_branches(listed.split("\n")), *await self._upstream.heads(self._prefix)):
-            if branch.startswith(self._prefix):
-                # A branch `x/y` is in the way of a branch `x`, too.
-                parts = branch.removeprefix(self._prefix).split("/")
-                taken |= {self._prefix + "/".join(parts[:n]) for n in range(1, len(parts) + 1)}
-        while True:
-            proposal = names_of(gap, taken, prefix=self._prefix)
-            if not await anyio.to_thread.run_sync(self._is_in_the_way, proposal):
-                return proposal
-            taken.add(proposal.folder)
 
     async def add(self, names: Names, base: str, dispatch_id: str) -> Workspace:
         path = self._place(names)
@@ -156,6 +141,9 @@ class GitWorktrees:
         is_whole = False
         async with self._git.lock():
             before = await self._refuse_taken(path, names.branch)
+            if self._prepared is not None and await self._prepared.claim(workspace, dispatch_id):
+                log.info("worktree.added", path=str(path), branch=names.branch, base=base)
+                return workspace
             try:
                 await self._git.text(
                     *(*QUIET, "-c", "checkout.workers=4", "worktree", "add", "--no-track"),
@@ -244,9 +232,21 @@ class GitWorktrees:
         return tuple(gone)
 
     async def shortage(self) -> str:
+        short = await self._disk_shortage()
+        if short and self._prepared:
+            await self._prepared.prepare(0, "")
+            short = await self._disk_shortage()
+        return short
+
+    async def _disk_shortage(self) -> str:
         return await anyio.to_thread.run_sync(rooms.shortage, self._base_dir, self._min_free)
 
-    async def exclude(self, paths: Sequence[str] = OUR_PATHS) -> None:
+    async def prepare(self, wanted: int) -> None:
+        if self._prepared is not None:
+            base = await self._upstream.at_hand() if wanted else ""
+            await self._prepared.prepare(wanted, base)
+
+    async def exclude(self, paths: Sequence[str] = rooms.OUR_PATHS) -> None:
         """Have git overlook `paths`, anchored patterns, in every work tree of the repository.
 
         Adds what is missing to `info/exclude`; never touches a tracked file (behaviour D9).
@@ -258,10 +258,6 @@ class GitWorktrees:
         if not FOLDER.fullmatch(names.folder) or not BRANCH.fullmatch(names.branch):
             raise Refused(f"{names.folder!r} and {names.branch!r} are no names for a worktree")
         return self._base_dir / names.folder
-
-    def _is_in_the_way(self, names: Names) -> bool:
-        branch_lock = self._git.common_dir / "refs" / "heads" / f"{names.branch}.lock"
-        return os.path.lexists(self._base_dir / names.folder) or branch_lock.exists()
 
     def _make_room(self, path: Path) -> None:
         try:
@@ -338,6 +334,8 @@ class GitWorktrees:
                 log.debug("worktree.reassigned", path=workspace.path, dispatch=dispatch_id)
                 return False
             with anyio.CancelScope(shield=True):
+                if now is not None and self._prepared is not None:
+                    now = None if await self._prepared.take_back(workspace, now) else now
                 trash = await self._detach(workspace, now, tip)
         await anyio.to_thread.run_sync(rooms.delete, trash)
         return True
@@ -392,9 +390,3 @@ def _is_anothers(entry: Registration | None, dispatch_id: str) -> bool:
     """Whether a place is locked for another dispatch than this one."""
     reason = "" if entry is None else entry.reason or ""
     return reason.startswith(REASON) and reason != REASON + dispatch_id
-
-
-def _branches(refs: Sequence[str]) -> list[str]:
-    local = [ref.removeprefix("refs/heads/") for ref in refs if ref.startswith("refs/heads/")]
-    remote = [ref.removeprefix("refs/remotes/") for ref in refs if ref.startswith("refs/remotes/")]
-    return local + [ref.partition("/")[2] for ref in remote]

@@ -61,6 +61,13 @@ class Choice:
         """The eligible gaps for which there was no slot."""
         return tuple(_eligible(self._backlog, self._policy))[len(self.picked) :]
 
+    def waits(self, at_most: int) -> int:
+        """Return how many gaps are waiting for a slot, without counting beyond `at_most`."""
+        first = len(self.picked)
+        return sum(
+            1 for _ in islice(_eligible(self._backlog, self._policy), first, first + at_most)
+        )
+
     @cached_property
     def refused(self) -> tuple[Refusal, ...]:
         """The open gaps that are not eligible, with the reasons."""

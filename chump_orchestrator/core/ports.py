@@ -87,10 +87,7 @@ class Prompts(Protocol):
 
 
 class Agent(Protocol):
-    """One agent, running or ended, as its shim tells of it.
-
-    Letting go of it, by cancelling `follow`, leaves it running.
-    """
+    """One agent, running or ended, as its shim tells of it."""
 
     @property
     def pid(self) -> int:
@@ -163,9 +160,8 @@ class Executor(Protocol):
     ) -> Agent:
         """Start an agent; returns once it is recorded and executing.
 
-        `Refused` when its program cannot be executed, `Unavailable` when this machine cannot
-        start it now. After either, nothing of it is left running. Cancelling waits for the
-        start to finish, then leaves the agent running and recorded.
+        `Refused` when its program cannot be executed, `Unavailable` when this machine cannot now.
+        After either, nothing of it runs. Cancelling waits until it runs and is recorded.
         """
         ...
 
@@ -244,8 +240,8 @@ class Worktrees(Protocol):
     async def remove(self, workspace: Workspace, dispatch_id: str) -> Removal:
         """Remove a settled dispatch's worktree and branch if nothing can be lost by it.
 
-        What has been given to another dispatch since is left alone, and counts as removed.
-        Otherwise everything is kept, and a snapshot of it under a salvage ref.
+        What was given to another dispatch is left alone, and counts as removed. Otherwise
+        everything is kept, and a snapshot of it under a salvage ref.
         """
         ...
 
@@ -255,6 +251,10 @@ class Worktrees(Protocol):
 
     async def shortage(self) -> str:
         """Return why there is no room for another worktree, or empty."""
+        ...
+
+    async def prepare(self, wanted: int) -> None:
+        """Have so many made ahead of time, where possible; takes seconds. Safe to cancel."""
         ...
 
 

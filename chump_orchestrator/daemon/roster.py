@@ -49,6 +49,11 @@ class Place:
             return not self.broken
         return self.supervisor.is_running
 
+    @property
+    def is_beginning(self) -> bool:
+        """Whether it is on its way to an agent that it does not have yet."""
+        return self.supervisor is None and not (self.settled or self.broken)
+
     def request_stop(self, reason: StopReason, *, now: bool = False) -> None:
         """Ask for its agent to be stopped, as soon as there is one; the first reason counts."""
         asked = self.stop_asked or (reason, False)

@@ -230,4 +230,5 @@ async def tidy(world: World, record: Record) -> bool:
     except (Unavailable, Refused) as error:
         log.warning("dispatch.untidied", dispatch=dispatch.id, error=str(error))
         return False
+    world.tell("dispatch.tidied", gap=dispatch.gap.id, dispatch=dispatch.id)
     return True

@@ -48,8 +48,9 @@ class Policies:
     """What the operator decided; swapped whole when settings are loaded again.
 
     `limits` are those of each agent, and `keep_awake` says whether the machine is kept from going
-    to sleep while one runs. `keep_logs` is how long what a settled dispatch has left on disk is
-    kept; `renewal` how often the leases of living dispatches are renewed.
+    to sleep while one runs. `prepared` is how many worktrees are made ahead of time. `keep_logs` is
+    how long what a settled dispatch has left on disk is kept; `renewal` how often the leases of
+    living dispatches are renewed.
     """
 
     pick: PickPolicy
@@ -62,6 +63,7 @@ class Policies:
     lessons: bool = True
     limits: Limits = field(default_factory=Limits)
     keep_awake: bool = True
+    prepared: int = 2
     keep_logs: timedelta = timedelta(days=30)
     renewal: timedelta = timedelta(minutes=10)
 

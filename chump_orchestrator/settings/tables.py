@@ -197,6 +197,7 @@ class Worktrees:
     keep_days: int = key(7, _DAYS)
     keep_ignored: tuple[str, ...] = key((".env*", "*.local"), _PATTERNS)
     min_free: int = key(2 * 2**30, rules.size())
+    prepared: int = key(2, rules.whole(0, 64))
 
 
 @dataclass(frozen=True, slots=True)

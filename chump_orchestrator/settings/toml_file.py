@@ -22,7 +22,6 @@ NOT_IN_THIS_VERSION: Mapping[Key, str] = {
     ("budget",): "budgets",
     ("ship",): "shipping in the place of agents",
     ("brake", "usd"): "a brake on money",
-    ("worktrees", "prepared"): "worktrees made in advance",
     ("pulls", "on_failed_checks"): "sending agents back to failed checks",
     ("routing", "learn"): "learning routes from outcomes",
 }

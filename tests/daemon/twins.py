@@ -191,6 +191,8 @@ class ScriptedWorktrees:
     base_failing: str = ""
     short: str = ""
     swept: int = 0
+    prepared: list[int] = field(default_factory=list)
+    preparing_fails: str = ""
 
     async def heal(self) -> tuple[str, ...]:
         return ()
@@ -222,6 +224,11 @@ class ScriptedWorktrees:
 
     async def shortage(self) -> str:
         return self.short
+
+    async def prepare(self, wanted: int) -> None:
+        self.prepared.append(wanted)
+        if self.preparing_fails:
+            raise Unavailable(self.preparing_fails)
 
 
 @dataclass

@@ -1,0 +1,369 @@
+"""Worktrees made ahead of time: a dispatch gets one by a new branch and a new name.
+
+They lie in a folder of the orchestrator's own, detached at the base and found clean. Nobody's work
+is ever in them, so that they may be thrown away at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from chump_orchestrator.adapters import rooms
+from chump_orchestrator.adapters.git import Git
+from chump_orchestrator.adapters.losses import QUIET
+from chump_orchestrator.adapters.registrations import (
+    REASON,
+    Registration,
+    registered,
+    registrations,
+)
+from chump_orchestrator.core.dispatch import Workspace
+from chump_orchestrator.core.errors import Refused, Unavailable
+
+log = structlog.get_logger()
+
+WAITING = f"{REASON}prepared"
+"""The reason with which they are locked while they wait for a dispatch."""
+
+MAKING = timedelta(minutes=10)
+"""For writing every file of a large repository on a busy machine."""
+
+SETTLED_S = 1.1
+"""git reads every file that is as young as its index once more; files this old it trusts."""
+
+UNDO_S = 60.0
+"""Longest that a cancelled or failed step takes to leave nothing behind."""
+
+ORDINARY = frozenset(
+    {"HEAD", "ORIG_HEAD", "FETCH_HEAD", "COMMIT_EDITMSG", "MERGE_MSG", "AUTO_MERGE"}
+    | {"commondir", "gitdir", "index", "locked", "logs", "refs", "modules"}
+)
+"""What git has in the administrative folder of a worktree that nobody has set up specially."""
+
+
+_MOVE = ("worktree", "move", "--force", "--force", "--")
+"""Forced twice, which takes one along that is locked."""
+
+_FILTERED = r"(^|[[:space:]])filter="
+"""In an attributes file, what sends files through a program when they are written."""
+
+
+@dataclass(slots=True)
+class _Member:
+    path: Path
+    admin: Path
+    base: str
+
+
+class Prepared:
+    """The prepared worktrees of one repository, in `folder`, made and kept by this process alone.
+
+    Whoever calls `claim` and `take_back` holds the repository's lock; the others take it.
+    `shortage` says why there is no room for one more, or is empty.
+    """
+
+    def __init__(self, git: Git, folder: Path, shortage: Callable[[], Awaitable[str]]) -> None:
+        self._git = git
+        self._folder = Path(os.path.realpath(folder))
+        self._shortage = shortage
+        self._members: list[_Member] = []
+        self._returned: list[_Member] = []
+        self._turn = anyio.Lock()
+        self._numbers = itertools.count(1)
+        self._wanted = 0
+        self._unfit_base = ""
+
+    def __len__(self) -> int:
+        """How many may be claimed now."""
+        return len(self._members)
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self._folder
+
+    async def claim(self, workspace: Workspace, dispatch_id: str) -> bool:
+        """Make one of them the worktree of a dispatch; false when that is not possible.
+
+        Then nothing of it is left. Its branch begins at the workspace's base, whatever base it was
+        prepared for. Cancelling undoes what was begun.
+        """
+        member = next((one for one in self._members if one.base == workspace.base), None)
+        if member is None and self._members:
+            member = self._members[0]
+        if member is None:
+            return False
+        self._members.remove(member)
+        is_given = False
+        try:
+            # Whoever finds it from here on sees whose it was to become.
+            await anyio.to_thread.run_sync(_relock, member.admin, REASON + dispatch_id)
+            await self._git.text(
+                *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--no-track"),
+                *("-c", workspace.branch, workspace.base),
+                cwd=member.path,
+                timeout=MAKING,
+            )
+            await self._git.text(*_MOVE, str(member.path), workspace.path)
+            is_given = True
+        except (Refused, Unavailable) as error:
+            log.warning("worktree.unclaimed", path=str(member.path), error=str(error))
+        finally:
+            if not is_given:
+                with anyio.move_on_after(UNDO_S, shield=True):
+                    await self._undo(member, workspace)
+        return is_given
+
+    async def prepare(self, wanted: int, base: str) -> None:
+        """Have `wanted` of them ready at the commit `base`; 0 lets go of all.
+
+        Fewer, when there is no room, or when this repository's worktrees need more than files.
+        Raises `Unavailable` and `Refused` as git does. Cancelling leaves those that are whole.
+        """
+        self._wanted = wanted
+        async with self._turn:
+            if wanted == 0 or not base or base == self._unfit_base:
+                wanted = 0
+            await self._let_go(len(self._members) - wanted)
+            while self._returned:
+                member = self._returned.pop()
+                if len(self._members) >= wanted:
+                    await self._throw_away(member)
+                else:
+                    await self._made_ready(member, base, self._wipe)
+            for member in [one for one in self._members if one.base != base]:
+                # It may have been claimed while another one was seen to.
+                if member in self._members:
+                    self._members.remove(member)
+                    await self._made_ready(member, base, self._move_on)
+            while len(self._members) < wanted and base != self._unfit_base:
+                if await self._shortage():
+                    break
+                await anyio.to_thread.run_sync(self._make_folder)
+                await self._made_ready(await self._add(base), base, None)
+
+    async def take_back(self, workspace: Workspace, entry: Registration) -> bool:
+        """Take over a dispatch's worktree, of which nothing can be lost; true when it is ours now.
+
+        False where it is not wanted, or is not quite like a new one: then it is as it was. Its
+        branch is checked out nowhere then. The next `prepare` makes it like new.
+        """
+        path, place = Path(workspace.path), self._place()
+        if len(self._members) + len(self._returned) >= self._wanted:
+            return False
+        if not await anyio.to_thread.run_sync(_is_ordinary, path, entry.admin):
+            return False
+        with anyio.CancelScope(shield=True):
+            try:
+                listed = await self._git.run("ls-files", "-v", "-z", cwd=path)
+                files = [os.fsdecode(line) for line in listed.out.split(b"\0") if line]
+                if not await anyio.to_thread.run_sync(_are_ordinary, path, files):
+                    return False
+                await anyio.to_thread.run_sync(self._make_folder)
+                await self._git.text(*QUIET, "switch", "--quiet", "--detach", cwd=path)
+                await self._git.text(*_MOVE, str(path), str(place))
+            except (Refused, Unavailable) as error:
+                log.debug("worktree.not_taken_back", path=str(path), error=str(error))
+                return False
+        self._returned.append(_Member(place, entry.admin, ""))
+        return True
+
+    async def clean_up(self) -> None:
+        """Delete what an earlier process has left; the lock is held."""
+        await anyio.to_thread.run_sync(_clean_up, self._folder, self._git.common_dir)
+
+    async def _made_ready(
+        self,
+        member: _Member,
+        base: str,
+        step: Callable[[_Member, str], Awaitable[None]] | None,
+    ) -> None:
+        """Bring one to `base`, see that it is clean, and keep it, or throw it away."""
+        is_ready = False
+        try:
+            if step is not None:
+                await step(member, base)
+                member.base = base
+            await anyio.sleep(SETTLED_S)
+            is_ready = await self._is_fit(member, base)
+            if is_ready:
+                self._members.append(member)
+                log.debug("worktree.prepared", path=str(member.path), base=base)
+        finally:
+            if not is_ready:
+                with anyio.move_on_after(UNDO_S, shield=True):
+                    await self._throw_away(member)
+
+    async def _add(self, base: str) -> _Member:
+        place = self._place()
+        entry = None
+        async with self._git.lock():
+            try:
+                await self._git.text(
+                    *(*QUIET, "-c", "checkout.workers=4", "worktree", "add", "--detach"),
+                    *("--lock", "--reason", WAITING, "--", str(place), base),
+                    timeout=MAKING,
+                )
+                entry = await anyio.to_thread.run_sync(registered, self._git.common_dir, place)
+            finally:
+                if entry is None:
+                    with anyio.move_on_after(UNDO_S, shield=True):
+                        await self._discard(place)
+        if entry is None:
+            raise Unavailable(f"{place} was not registered; see `git worktree list`")
+        return _Member(place, entry.admin, base)
+
+    async def _move_on(self, member: _Member, base: str) -> None:
+        await self._git.text(
+            *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--detach", base),
+            cwd=member.path,
+            timeout=MAKING,
+        )
+
+    async def _wipe(self, member: _Member, base: str) -> None:
+        await self._git.text(
+            *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--force"),
+            *("--detach", base),
+            cwd=member.path,
+            timeout=MAKING,
+        )
+        await self._git.text("clean", "--quiet", "-ffdx", cwd=member.path, timeout=MAKING)
+
+    async def _is_fit(self, member: _Member, base: str) -> bool:
+        """Whether it is clean, and whether files are all that a worktree here needs."""
+        await self._git.run(*QUIET, "update-index", "-q", "--refresh", cwd=member.path)
+        shown = await self._git.text(
+            *(*QUIET, "status", "--porcelain=v1", "--ignored", "--untracked-files=all"),
+            cwd=member.path,
+            timeout=MAKING,
+        )
+        why = f"it was not clean, first {shown.splitlines()[0][:200]!r}" if shown else ""
+        if await anyio.to_thread.run_sync((member.path / ".gitmodules").exists):
+            why = "the repository has submodules"
+        elif await self._is_filtered(member):
+            why = "the repository has files that go through a filter"
+        if why:
+            log.info("worktrees.unprepared", base=base, why=why)
+            self._unfit_base = base
+        return not why
+
+    async def _is_filtered(self, member: _Member) -> bool:
+        everywhere = ("--", ".gitattributes", ":(glob)**/.gitattributes")
+        found = await self._git.run(
+            "grep", "--cached", "--quiet", "-E", "-e", _FILTERED, *everywhere, cwd=member.path
+        )
+        if found.code == 0:
+            return True
+        with contextlib.suppress(OSError):
+            own = (self._git.common_dir / "info" / "attributes").read_text("utf-8", "replace")
+            return "filter=" in own
+        return False
+
+    async def _let_go(self, count: int) -> None:
+        for _ in range(count):
+            if self._members:
+                await self._throw_away(self._members.pop())
+
+    async def _throw_away(self, member: _Member) -> None:
+        trash: tuple[Path, ...] = ()
+        with contextlib.suppress(Refused, Unavailable):
+            async with self._git.lock():
+                trash = await anyio.to_thread.run_sync(
+                    rooms.throw_away, member.path, member.admin, self._git.common_dir
+                )
+        await anyio.to_thread.run_sync(rooms.delete, trash)
+
+    async def _undo(self, member: _Member, workspace: Workspace) -> None:
+        """Leave nothing of a claim that failed; the lock is held."""
+        try:
+            for place in (member.path, Path(workspace.path)):
+                trash = await anyio.to_thread.run_sync(
+                    rooms.throw_away, place, member.admin, self._git.common_dir
+                )
+                await anyio.to_thread.run_sync(rooms.delete, trash)
+            ref = f"refs/heads/{workspace.branch}"
+            await self._git.run("update-ref", "-d", "--", ref, workspace.base)
+        except (Refused, Unavailable) as error:
+            log.warning("worktree.undo_failed", path=workspace.path, error=str(error))
+
+    async def _discard(self, place: Path) -> None:
+        entry = await anyio.to_thread.run_sync(registered, self._git.common_dir, place)
+        trash = await anyio.to_thread.run_sync(
+            rooms.throw_away, place, None if entry is None else entry.admin, self._git.common_dir
+        )
+        await anyio.to_thread.run_sync(rooms.delete, trash)
+
+    def _place(self) -> Path:
+        return self._folder / f"ready-{os.getpid()}-{next(self._numbers)}"
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"{self._folder} cannot be made: {error.strerror}") from error
+
+
+def _relock(admin: Path, reason: str) -> None:
+    """Lock a worktree for another reason, in one step."""
+    draft = admin / "locked.new"
+    try:
+        draft.write_text(f"{reason}\n", "utf-8")
+        draft.replace(admin / "locked")
+    except OSError as error:
+        raise Unavailable(f"{admin} cannot be written: {error.strerror}") from error
+
+
+def _is_ordinary(path: Path, admin: Path) -> bool:
+    """Whether a worktree is set up as git sets them up."""
+    try:
+        names = {one.name for one in admin.iterdir() if not one.name.startswith("chump-")}
+        if names - ORDINARY or (path / ".git").is_symlink():
+            return False
+        if any(files for _, _, files in os.walk(admin / "refs")):
+            return False
+        told = (path / ".git").read_text("utf-8").removeprefix("gitdir:").strip()
+        return os.path.realpath(path / told) == os.path.realpath(admin)
+    except (OSError, ValueError):
+        return False
+
+
+def _are_ordinary(path: Path, listed: Sequence[str]) -> bool:
+    """Whether git looks at every one of its files, and none is one of elsewhere, too."""
+    for line in listed:
+        mark, _, name = line.partition(" ")
+        if mark != "H":
+            return False
+        try:
+            found = (path / name).lstat()
+        except OSError:
+            return False
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+            return False
+    return True
+
+
+def _clean_up(folder: Path, common_dir: Path) -> None:
+    """Throw away every worktree in `folder`, and what of them lies elsewhere. Blocks."""
+    if folder.is_symlink():
+        return
+    places = set(folder.iterdir()) if folder.is_dir() else set()
+    admins = {
+        entry.path: entry.admin
+        for entry in registrations(common_dir)
+        if entry.path is not None and entry.path.parent == folder
+    }
+    trash: list[Path] = []
+    for place in places | admins.keys():
+        trash += rooms.throw_away(place, admins.get(place), common_dir)
+    rooms.delete(trash)
