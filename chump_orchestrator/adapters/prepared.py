@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import stat
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,14 +17,14 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from chump_orchestrator.adapters import rooms
+from chump_orchestrator.adapters import handover, rooms
 from chump_orchestrator.adapters.git import Git
+from chump_orchestrator.adapters.handover import Member
 from chump_orchestrator.adapters.losses import QUIET
 from chump_orchestrator.adapters.registrations import (
     REASON,
     Registration,
     registered,
-    registrations,
 )
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
@@ -45,13 +43,6 @@ SETTLED_S = 1.1
 UNDO_S = 60.0
 """Longest that a cancelled or failed step takes to leave nothing behind."""
 
-ORDINARY = frozenset(
-    {"HEAD", "ORIG_HEAD", "FETCH_HEAD", "COMMIT_EDITMSG", "MERGE_MSG", "AUTO_MERGE"}
-    | {"commondir", "gitdir", "index", "locked", "logs", "refs", "modules"}
-)
-"""What git has in the administrative folder of a worktree that nobody has set up specially."""
-
-
 _MOVE = ("worktree", "move", "--force", "--force", "--")
 """Forced twice, which takes one along that is locked."""
 
@@ -59,26 +50,23 @@ _FILTERED = r"(^|[[:space:]])filter="
 """In an attributes file, what sends files through a program when they are written."""
 
 
-@dataclass(slots=True)
-class _Member:
-    path: Path
-    admin: Path
-    base: str
-
-
 class Prepared:
     """The prepared worktrees of one repository, in `folder`, made and kept by this process alone.
 
     Whoever calls `claim` and `take_back` holds the repository's lock; the others take it.
-    `shortage` says why there is no room for one more, or is empty.
+    `base_dir` is where dispatches have theirs; `shortage` says why there is no room for one more,
+    or is empty.
     """
 
-    def __init__(self, git: Git, folder: Path, shortage: Callable[[], Awaitable[str]]) -> None:
+    def __init__(
+        self, git: Git, folder: Path, base_dir: Path, shortage: Callable[[], Awaitable[str]]
+    ) -> None:
         self._git = git
+        self._base_dir = base_dir
         self._folder = Path(os.path.realpath(folder))
         self._shortage = shortage
-        self._members: list[_Member] = []
-        self._returned: list[_Member] = []
+        self._members: list[Member] = []
+        self._returned: list[Member] = []
         self._turn = anyio.Lock()
         self._numbers = itertools.count(1)
         self._wanted = 0
@@ -107,15 +95,7 @@ class Prepared:
         self._members.remove(member)
         is_given = False
         try:
-            # Whoever finds it from here on sees whose it was to become.
-            await anyio.to_thread.run_sync(_relock, member.admin, REASON + dispatch_id)
-            await self._git.text(
-                *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--no-track"),
-                *("-c", workspace.branch, workspace.base),
-                cwd=member.path,
-                timeout=MAKING,
-            )
-            await self._git.text(*_MOVE, str(member.path), workspace.path)
+            await self._give(member, workspace, REASON + dispatch_id)
             is_given = True
         except (Refused, Unavailable) as error:
             log.warning("worktree.unclaimed", path=str(member.path), error=str(error))
@@ -124,6 +104,29 @@ class Prepared:
                 with anyio.move_on_after(UNDO_S, shield=True):
                     await self._undo(member, workspace)
         return is_given
+
+    async def _give(self, member: Member, workspace: Workspace, reason: str) -> None:
+        ref = f"refs/heads/{workspace.branch}"
+        if member.base == workspace.base:
+            await self._git.text(
+                *("update-ref", "-m", f"branch: Created from {workspace.base}", "--"),
+                *(ref, workspace.base, "0" * len(workspace.base)),
+            )
+            if await anyio.to_thread.run_sync(
+                handover.hand_over, member, workspace.path, ref, reason
+            ):
+                return
+            # Refs that are no files, or paths that are relative, are git's own business.
+            await self._git.text("symbolic-ref", "HEAD", ref, cwd=member.path)
+        else:
+            await self._git.text(
+                *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--no-track"),
+                *("-c", workspace.branch, workspace.base),
+                cwd=member.path,
+                timeout=MAKING,
+            )
+        await anyio.to_thread.run_sync(handover.relock, member.admin, reason)
+        await self._git.text(*_MOVE, str(member.path), workspace.path)
 
     async def prepare(self, wanted: int, base: str) -> None:
         """Have `wanted` of them ready at the commit `base`; 0 lets go of all.
@@ -150,7 +153,10 @@ class Prepared:
             while len(self._members) < wanted and base != self._unfit_base:
                 if await self._shortage():
                     break
-                await anyio.to_thread.run_sync(self._make_folder)
+                if not await anyio.to_thread.run_sync(self._make_folder):
+                    log.info("worktrees.unprepared", base=base, why="it is on another disk")
+                    self._unfit_base = base
+                    break
                 await self._made_ready(await self._add(base), base, None)
 
     async def take_back(self, workspace: Workspace, entry: Registration) -> bool:
@@ -162,13 +168,13 @@ class Prepared:
         path, place = Path(workspace.path), self._place()
         if len(self._members) + len(self._returned) >= self._wanted:
             return False
-        if not await anyio.to_thread.run_sync(_is_ordinary, path, entry.admin):
+        if not await anyio.to_thread.run_sync(handover.is_ordinary, path, entry.admin):
             return False
         with anyio.CancelScope(shield=True):
             try:
                 listed = await self._git.run("ls-files", "-v", "-z", cwd=path)
                 files = [os.fsdecode(line) for line in listed.out.split(b"\0") if line]
-                if not await anyio.to_thread.run_sync(_are_ordinary, path, files):
+                if not await anyio.to_thread.run_sync(handover.are_ordinary, path, files):
                     return False
                 await anyio.to_thread.run_sync(self._make_folder)
                 await self._git.text(*QUIET, "switch", "--quiet", "--detach", cwd=path)
@@ -176,18 +182,18 @@ class Prepared:
             except (Refused, Unavailable) as error:
                 log.debug("worktree.not_taken_back", path=str(path), error=str(error))
                 return False
-        self._returned.append(_Member(place, entry.admin, ""))
+        self._returned.append(Member(place, entry.admin, ""))
         return True
 
     async def clean_up(self) -> None:
         """Delete what an earlier process has left; the lock is held."""
-        await anyio.to_thread.run_sync(_clean_up, self._folder, self._git.common_dir)
+        await anyio.to_thread.run_sync(handover.clean_up, self._folder, self._git.common_dir)
 
     async def _made_ready(
         self,
-        member: _Member,
+        member: Member,
         base: str,
-        step: Callable[[_Member, str], Awaitable[None]] | None,
+        step: Callable[[Member, str], Awaitable[None]] | None,
     ) -> None:
         """Bring one to `base`, see that it is clean, and keep it, or throw it away."""
         is_ready = False
@@ -205,7 +211,7 @@ class Prepared:
                 with anyio.move_on_after(UNDO_S, shield=True):
                     await self._throw_away(member)
 
-    async def _add(self, base: str) -> _Member:
+    async def _add(self, base: str) -> Member:
         place = self._place()
         entry = None
         async with self._git.lock():
@@ -222,16 +228,16 @@ class Prepared:
                         await self._discard(place)
         if entry is None:
             raise Unavailable(f"{place} was not registered; see `git worktree list`")
-        return _Member(place, entry.admin, base)
+        return Member(place, entry.admin, base)
 
-    async def _move_on(self, member: _Member, base: str) -> None:
+    async def _move_on(self, member: Member, base: str) -> None:
         await self._git.text(
             *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--detach", base),
             cwd=member.path,
             timeout=MAKING,
         )
 
-    async def _wipe(self, member: _Member, base: str) -> None:
+    async def _wipe(self, member: Member, base: str) -> None:
         await self._git.text(
             *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--force"),
             *("--detach", base),
@@ -240,7 +246,7 @@ class Prepared:
         )
         await self._git.text("clean", "--quiet", "-ffdx", cwd=member.path, timeout=MAKING)
 
-    async def _is_fit(self, member: _Member, base: str) -> bool:
+    async def _is_fit(self, member: Member, base: str) -> bool:
         """Whether it is clean, and whether files are all that a worktree here needs."""
         await self._git.run(*QUIET, "update-index", "-q", "--refresh", cwd=member.path)
         shown = await self._git.text(
@@ -258,7 +264,7 @@ class Prepared:
             self._unfit_base = base
         return not why
 
-    async def _is_filtered(self, member: _Member) -> bool:
+    async def _is_filtered(self, member: Member) -> bool:
         everywhere = ("--", ".gitattributes", ":(glob)**/.gitattributes")
         found = await self._git.run(
             "grep", "--cached", "--quiet", "-E", "-e", _FILTERED, *everywhere, cwd=member.path
@@ -275,7 +281,7 @@ class Prepared:
             if self._members:
                 await self._throw_away(self._members.pop())
 
-    async def _throw_away(self, member: _Member) -> None:
+    async def _throw_away(self, member: Member) -> None:
         trash: tuple[Path, ...] = ()
         with contextlib.suppress(Refused, Unavailable):
             async with self._git.lock():
@@ -284,7 +290,7 @@ class Prepared:
                 )
         await anyio.to_thread.run_sync(rooms.delete, trash)
 
-    async def _undo(self, member: _Member, workspace: Workspace) -> None:
+    async def _undo(self, member: Member, workspace: Workspace) -> None:
         """Leave nothing of a claim that failed; the lock is held."""
         try:
             for place in (member.path, Path(workspace.path)):
@@ -307,63 +313,11 @@ class Prepared:
     def _place(self) -> Path:
         return self._folder / f"ready-{os.getpid()}-{next(self._numbers)}"
 
-    def _make_folder(self) -> None:
+    def _make_folder(self) -> bool:
+        """Make the folder; false when nothing can be renamed from there to the dispatches'."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._base_dir.mkdir(parents=True, exist_ok=True)
+            return self._folder.stat().st_dev == self._base_dir.stat().st_dev
         except OSError as error:
             raise Unavailable(f"{self._folder} cannot be made: {error.strerror}") from error
-
-
-def _relock(admin: Path, reason: str) -> None:
-    """Lock a worktree for another reason, in one step."""
-    draft = admin / "locked.new"
-    try:
-        draft.write_text(f"{reason}\n", "utf-8")
-        draft.replace(admin / "locked")
-    except OSError as error:
-        raise Unavailable(f"{admin} cannot be written: {error.strerror}") from error
-
-
-def _is_ordinary(path: Path, admin: Path) -> bool:
-    """Whether a worktree is set up as git sets them up."""
-    try:
-        names = {one.name for one in admin.iterdir() if not one.name.startswith("chump-")}
-        if names - ORDINARY or (path / ".git").is_symlink():
-            return False
-        if any(files for _, _, files in os.walk(admin / "refs")):
-            return False
-        told = (path / ".git").read_text("utf-8").removeprefix("gitdir:").strip()
-        return os.path.realpath(path / told) == os.path.realpath(admin)
-    except (OSError, ValueError):
-        return False
-
-
-def _are_ordinary(path: Path, listed: Sequence[str]) -> bool:
-    """Whether git looks at every one of its files, and none is one of elsewhere, too."""
-    for line in listed:
-        mark, _, name = line.partition(" ")
-        if mark != "H":
-            return False
-        try:
-            found = (path / name).lstat()
-        except OSError:
-            return False
-        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
-            return False
-    return True
-
-
-def _clean_up(folder: Path, common_dir: Path) -> None:
-    """Throw away every worktree in `folder`, and what of them lies elsewhere. Blocks."""
-    if folder.is_symlink():
-        return
-    places = set(folder.iterdir()) if folder.is_dir() else set()
-    admins = {
-        entry.path: entry.admin
-        for entry in registrations(common_dir)
-        if entry.path is not None and entry.path.parent == folder
-    }
-    trash: list[Path] = []
-    for place in places | admins.keys():
-        trash += rooms.throw_away(place, admins.get(place), common_dir)
-    rooms.delete(trash)

@@ -84,7 +84,7 @@ class GitWorktrees:
         self._reserved = reserved
         self._prepared = None
         if prepared_dir is not None:
-            self._prepared = Prepared(git, prepared_dir, self._disk_shortage)
+            self._prepared = Prepared(git, prepared_dir, self._base_dir, self._disk_shortage)
 
     async def heal(self) -> tuple[str, ...]:
         told = []
@@ -140,10 +140,12 @@ class GitWorktrees:
         await anyio.to_thread.run_sync(self._make_room, path)
         is_whole = False
         async with self._git.lock():
-            before = await self._refuse_taken(path, names.branch)
+            before = await self._refuse_taken(path)
             if self._prepared is not None and await self._prepared.claim(workspace, dispatch_id):
                 log.info("worktree.added", path=str(path), branch=names.branch, base=base)
                 return workspace
+            if await self._git.commit(f"refs/heads/{names.branch}"):
+                raise Refused(f"the branch {names.branch} exists already; rename it")
             try:
                 await self._git.text(
                     *(*QUIET, "-c", "checkout.workers=4", "worktree", "add", "--no-track"),
@@ -267,14 +269,12 @@ class GitWorktrees:
         if os.path.realpath(path) != str(path):
             raise Refused(f"{path} leads elsewhere, to {os.path.realpath(path)}; remove the link")
 
-    async def _refuse_taken(self, path: Path, branch: str) -> frozenset[Path]:
+    async def _refuse_taken(self, path: Path) -> frozenset[Path]:
         if await anyio.to_thread.run_sync(os.path.lexists, path):
             raise Refused(f"{path} exists already; move it away")
         entries = await self._entries()
         if any(entry.path == path for entry in entries):
             raise Refused(f"{path} is registered already; run `git worktree list`")
-        if await self._git.commit(f"refs/heads/{branch}"):
-            raise Refused(f"the branch {branch} exists already; rename it")
         return frozenset(entry.admin for entry in entries)
 
     async def _verify(self, workspace: Workspace) -> None:

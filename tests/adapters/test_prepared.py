@@ -1,6 +1,7 @@
 """Worktrees made ahead of time: given to dispatches whole, taken back only when like new."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import anyio
 import pytest
 from anyio import from_thread
 
-from chump_orchestrator.adapters import prepared, rooms
+from chump_orchestrator.adapters import handover, prepared, rooms
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.dispatch import Names, Workspace
 from tests.adapters.repositories import Repository, a_repository, commit, git
@@ -203,6 +204,28 @@ async def test_a_repository_that_needs_more_than_files_has_none_prepared(
     assert is_whole(await ours.add(FIRST, base, ID))
 
 
+async def test_with_relative_paths_git_itself_moves_them(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, base = await stocked(repository)
+    monkeypatch.setattr(handover, "hand_over", lambda *_: False)
+
+    assert is_whole(await ours.add(FIRST, base, ID))
+
+
+async def test_nothing_is_prepared_on_another_file_system(
+    repository: Repository, tmp_path: Path
+) -> None:
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system here")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as place:
+        ours = worktrees(repository.root, prepared_dir=Path(place) / "prepared")
+        await ours.refresh()
+        await ours.prepare(1)
+        assert list((Path(place) / "prepared").iterdir()) == []
+
+
 async def test_nothing_is_prepared_where_there_is_no_room(repository: Repository) -> None:
     ours = worktrees(repository.root, prepared_dir=folder(repository), min_free=1 << 60)
     await ours.refresh()
@@ -288,8 +311,8 @@ async def test_a_cancelled_claim_leaves_neither_branch_nor_worktree(
 ) -> None:
     ours, base = await stocked(repository, 1)
     with anyio.CancelScope() as scope:
-        # The lock for the dispatch is the last step before git begins.
-        monkeypatch.setattr(prepared, "_relock", lambda *_: from_thread.run_sync(scope.cancel))
+        # Its branch is made by then, and its name is not.
+        monkeypatch.setattr(handover, "hand_over", lambda *_: from_thread.run_sync(scope.cancel))
         await ours.add(FIRST, base, ID)
 
     assert scope.cancelled_caught

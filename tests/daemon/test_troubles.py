@@ -581,7 +581,8 @@ async def test_who_listens_cannot_harm_a_dispatch() -> None:
 
     assert daemon.scheduler.last["A-1"].kind is OutcomeKind.KILLED
     assert len(heard) == 1
-    assert [event for event, _ in scene.events][-2:] == ["dispatch.settled", "daemon.stopped"]
+    told = [event for event, _ in scene.events]
+    assert told[-3:] == ["dispatch.settled", "dispatch.tidied", "daemon.stopped"]
 
 
 async def test_i5_a_status_needs_no_ledger() -> None:

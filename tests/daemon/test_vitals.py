@@ -202,11 +202,13 @@ async def test_e1_every_change_of_state_is_told() -> None:
         "agent.stopping",
         "agent.exited",
         "dispatch.settled",
+        "dispatch.tidied",
         "gap.freed",
         "dispatch.launched",
         "agent.exited",
         "pull.changed",
         "dispatch.settled",
+        "dispatch.tidied",
     ]
     assert [event for event, gap in events if not gap] == [
         "backlog.loaded",
