@@ -20,6 +20,7 @@ import anyio
 import structlog
 
 from chump_orchestrator import config, logs, monitoring, plugins
+from chump_orchestrator.adapters import process
 from chump_orchestrator.adapters.backends import BackendOptions
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.host import HostClock, zone
@@ -183,7 +184,7 @@ async def run(root: Path, loaded: Loaded, options: RunOptions) -> Account:
     """
     decided = await policies(root, loaded)
     fault = check(root, loaded, decided.routes, faults_allowed=options.faults_allowed)
-    with daemon_lock(root, loaded):
+    with process.children_watched_by_loop(), daemon_lock(root, loaded):
         async with open_ledger(root, loaded, readonly=False, rebuilds=True) as ledger:
             orchestrator = await _orchestrator(root, loaded, options, ledger, decided, fault)
             try:

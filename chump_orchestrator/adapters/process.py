@@ -13,7 +13,8 @@ import errno
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from io import FileIO
@@ -56,6 +57,32 @@ class Finished:
     code: int
     out: bytes
     err: bytes
+
+
+@contextlib.contextmanager
+def children_watched_by_loop() -> Iterator[bool]:
+    """Have the running loop itself notice the end of children meanwhile; yields whether it does.
+
+    Python 3.11 has a thread wait for each child unless told otherwise, later versions do this by
+    themselves. False where the system has no file descriptors for processes: nothing changes then.
+    """
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        yield False
+        return
+    if sys.version_info >= (3, 12):
+        yield True
+        return
+    with asyncio.PidfdChildWatcher() as watcher:
+        watcher.attach_loop(asyncio.get_running_loop())
+        # Deprecated since Python 3.12, which needs none of this.
+        asyncio.set_child_watcher(watcher)  # type: ignore[deprecated]
+        try:
+            yield True
+        finally:
+            # Whatever loop comes next begins with the one that is Python's own.
+            asyncio.set_child_watcher(None)  # type: ignore[deprecated, arg-type]
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -14,7 +15,7 @@ import anyio
 import psutil
 import pytest
 
-from chump_orchestrator.adapters.process import Finished, run
+from chump_orchestrator.adapters.process import Finished, children_watched_by_loop, run
 from chump_orchestrator.core.errors import Refused, Unavailable
 
 PATIENCE = timedelta(seconds=30)
@@ -236,3 +237,25 @@ async def test_descriptors_stay_flat(tmp_path: Path) -> None:
             await run(["no-such-program"], cwd=tmp_path, env=env(), timeout=PATIENCE)
 
     assert open_descriptors() == before
+
+
+async def test_no_thread_waits_for_a_helper(tmp_path: Path) -> None:
+    """Control: on Python 3.11 each helper has one, unless told otherwise."""
+    seen: list[str] = []
+
+    with children_watched_by_loop() as is_so:
+        if not is_so:
+            pytest.skip("this system has no file descriptors for processes")
+        async with anyio.create_task_group() as group:
+            group.start_soon(run_sleep, tmp_path)
+            await anyio.sleep(0.2)
+            seen += [thread.name for thread in threading.enumerate()]
+    await run_sleep(tmp_path)  # as before
+
+    assert seen
+    assert [name for name in seen if name.startswith("waitpid")] == []
+
+
+async def run_sleep(folder: Path) -> None:
+    done = await run(("sleep", "0.5"), cwd=folder, env=env(), timeout=PATIENCE)
+    assert done.code == 0
