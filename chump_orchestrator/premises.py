@@ -130,7 +130,14 @@ def backlog_source(
 
     kind = "yaml-ref" if where.ref else "yaml-dir" if path.is_dir() else "yaml-file"
     name = f"{where.ref}:{where.path}"
-    ingredients = {"path": path, "name": name, "read": read, "identify": identify}
+    cache = state_dir(root, loaded) / "backlog.cache"
+    ingredients = {
+        "path": path,
+        "cache": cache,
+        "name": name,
+        "read": read,
+        "identify": identify,
+    }
     source: BacklogSource = plugins.make("backlogs", kind, ingredients)
     return source
 

@@ -15,16 +15,26 @@ import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 
-from chump_orchestrator.adapters.yaml_entries import Entries, Found, moved
-from chump_orchestrator.adapters.yaml_nodes import Broken
+from chump_orchestrator.adapters.parsed import (
+    Found,
+    Kept,
+    Parsed,
+    keep,
+    moved,
+    recall,
+)
 from chump_orchestrator.core.backlog import Backlog, assemble
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Place, Rejection, is_gap_id, slug_of
+
+if TYPE_CHECKING:
+    from chump_orchestrator.adapters.yaml_entries import Entries
 
 SIZE_LIMIT = 256 * 1024 * 1024
 """Bytes of the largest file that is read: some 150,000 gaps."""
@@ -39,11 +49,15 @@ SUFFIXES = (".yaml", ".yml")
 
 
 class YamlFile:
-    """A file with a list `gaps`; what has not changed since the last load is not parsed again."""
+    """A file with a list `gaps`; what has not changed since the last load is not parsed again.
 
-    def __init__(self, *, path: Path) -> None:
+    In the file `cache` the last load lasts over restarts; with `None` it does not.
+    """
+
+    def __init__(self, *, path: Path, cache: Path | None = None) -> None:
         self._path = path
-        self._entries = Entries(str(path))
+        self._cache = cache
+        self._pieces: dict[bytes, Parsed] | None = None
         self._last: tuple[str, Backlog] | None = None
         self._busy = anyio.Lock()
 
@@ -58,16 +72,34 @@ class YamlFile:
         stamp = _stamp_of(self._path)
         if self._last is not None and stamp and self._last[0] == stamp:
             return self._last[1]
-        file = _File(self._path)
         with _uncollected(_size_of(self._path)):
-            try:
-                found = self._entries.read(file.chunks, _pause)
-            except Broken as broken:
-                raise _refused(str(self._path), broken) from broken
-            backlog = assemble(found.entries, found.notices)
-        if file.stamp:
-            self._last = (file.stamp, backlog)
+            if (kept := self._recall()) is not None and kept.stamp == stamp:
+                backlog, read = assemble(kept.found.entries, kept.found.notices), stamp
+            else:
+                read, found = self._parse()
+                backlog = assemble(found.entries, found.notices)
+        if read:
+            self._last = (read, backlog)
         return backlog
+
+    def _recall(self) -> Kept | None:
+        """Return what an earlier process has read, the first time."""
+        if self._pieces is not None:
+            return None
+        kept = None if self._cache is None else recall(self._cache, str(self._path))
+        self._pieces = {} if kept is None else kept.pieces
+        return kept
+
+    def _parse(self) -> tuple[str, Found]:
+        """Read the file; returns the stamp that it had, empty when it may have changed since."""
+        file, entries = _File(self._path), _entries(str(self._path), self._pieces)
+        with _refusing(str(self._path)):
+            found = entries.read(file.chunks, _pause)
+        self._pieces = entries.known
+        if self._cache is not None and file.stamp:
+            name = str(self._path)
+            keep(self._cache, name, file.stamp, file.changed_s, found, entries.known)
+        return file.stamp, found
 
 
 class YamlRef:
@@ -87,7 +119,7 @@ class YamlRef:
         self._name = name
         self._read = read
         self._identify = identify
-        self._entries = Entries(name)
+        self._entries = _entries(name)
         self._last: tuple[str, Backlog] | None = None
         self._busy = anyio.Lock()
 
@@ -108,10 +140,8 @@ class YamlRef:
     def _parse(self, data: bytes) -> Backlog:
         _check_size(self._name, len(data))
         with _uncollected(len(data)):
-            try:
+            with _refusing(self._name):
                 found = self._entries.read(lambda: (data,), _pause)
-            except Broken as broken:
-                raise _refused(self._name, broken) from broken
             return assemble(found.entries, found.notices)
 
 
@@ -167,8 +197,10 @@ class YamlDirectory:
         return backlog
 
     def _read(self, name: str) -> _Member:
+        from chump_orchestrator.adapters.yaml_nodes import Broken  # noqa: PLC0415 - slow to import
+
         path = self._path / name
-        entries = Entries(str(path))
+        entries = _entries(str(path))
         stamp = ""
         try:
             file = _File(path)
@@ -193,11 +225,13 @@ class _Member:
 class _File:
     """A regular file, read in chunks.
 
-    `stamp` is that of what was last read to its end; empty before.
+    `stamp` is that of what was last read to its end, empty before; `changed_s` is when that was
+    last changed, in seconds since the epoch.
     """
 
     path: Path
     stamp: str = field(default="")
+    changed_s: float = field(default=0.0)
 
     def chunks(self) -> Iterator[bytes]:
         self.stamp = ""
@@ -217,6 +251,7 @@ class _File:
         if _stamp_from(before) != _stamp_from(after):
             raise Unavailable(f"{self.path}: it changed while it was read; it is read again")
         self.stamp = _stamp_from(before)
+        self.changed_s = max(before.st_mtime, before.st_ctime)
 
 
 def _open(path: str, flags: int) -> int:
@@ -292,9 +327,23 @@ def _check_size(name: str, size: int) -> None:
         raise Refused(f"{name}: larger than {limit} MiB; split it or move what is done out of it")
 
 
-def _refused(name: str, broken: Broken) -> Refused:
-    place = Place(name, broken.line, broken.column)
-    return Refused(f"{place}: {broken.problem}; mend the backlog there, or set backlog.path")
+def _entries(name: str, known: dict[bytes, Parsed] | None = None) -> Entries:
+    from chump_orchestrator.adapters.yaml_entries import Entries  # noqa: PLC0415 - slow to import
+
+    return Entries(name, known)
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turn what makes a text no backlog into a refusal that says where, and what to do."""
+    from chump_orchestrator.adapters.yaml_nodes import Broken  # noqa: PLC0415 - slow to import
+
+    try:
+        yield
+    except Broken as broken:
+        place = Place(name, broken.line, broken.column)
+        msg = f"{place}: {broken.problem}; mend the backlog there, or set backlog.path"
+        raise Refused(msg) from broken
 
 
 def _unavailable(path: Path, error: OSError) -> Unavailable:

@@ -12,12 +12,10 @@ import codecs
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from operator import attrgetter
-from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from chump_orchestrator.adapters.parsed import Found, Parsed, moved
 from chump_orchestrator.adapters.yaml_nodes import (
     Broken,
     Remark,
@@ -25,7 +23,7 @@ from chump_orchestrator.adapters.yaml_nodes import (
     compose_carefully,
     value_of,
 )
-from chump_orchestrator.core.gap import Gap, Notice, Place, Rejection, read_gap
+from chump_orchestrator.core.gap import Gap, Notice, Place, read_gap
 
 GAPS = "gaps"
 
@@ -40,35 +38,19 @@ _MARKERS = re.compile(rb"(?:\A|\n)(?:---|\.\.\.|%)")
 _HEADER_MARKERS = re.compile(rb"(?:\A|\n)(?:\.\.\.|%)")
 
 
-@dataclass(slots=True)
-class Found:
-    """What a text holds: its entries in order, and what is odd about them."""
-
-    entries: list[Gap | Rejection] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-
-
 class _NotSimple(Exception):
     """The text has to be parsed as a whole."""
 
 
-@dataclass(slots=True)
-class _Parsed:
-    """An entry, and what it was made of: line and column within its own bytes, from 0."""
-
-    entry: Gap | Rejection
-    line: int
-    column: int
-    lines: int
-    remarks: tuple[Remark, ...]
-
-
 class Entries:
-    """Reads the entries of one file again and again; not to be used by two threads at once."""
+    """Reads the entries of one file again and again; not to be used by two threads at once.
 
-    def __init__(self, file: str) -> None:
+    `known` are its pieces, by digest, as they were read last, by this process or another one.
+    """
+
+    def __init__(self, file: str, known: dict[bytes, Parsed] | None = None) -> None:
         self._file = file
-        self._known: dict[bytes, _Parsed] = {}
+        self.known = known or {}
 
     def read(self, chunks: Chunks, pause: Callable[[], None], *, alone: bool = False) -> Found:
         """Return what the text holds; `Broken` when it is no backlog.
@@ -79,7 +61,7 @@ class Entries:
         try:
             return self._read_pieces(chunks(), pause)
         except (_NotSimple, Broken):
-            self._known = {}
+            self.known = {}
         return self.read_whole(b"".join(chunks()), pause, alone=alone)
 
     def read_whole(self, data: bytes, pause: Callable[[], None], *, alone: bool = False) -> Found:
@@ -129,8 +111,8 @@ class Entries:
     def _read_pieces(self, chunks: Iterable[bytes], pause: Callable[[], None]) -> Found:
         text = _Text(chunks)
         line = text.open_list()
-        known = self._known
-        used: dict[bytes, _Parsed] = {}
+        known = self.known
+        used: dict[bytes, Parsed] = {}
         found = Found()
         entries = found.entries
         for piece in text.pieces():
@@ -154,10 +136,10 @@ class Entries:
             entries.append(entry)
             line += parsed.lines
         text.close()
-        self._known = used
+        self.known = used
         return found
 
-    def _parse(self, piece: bytes) -> _Parsed:
+    def _parse(self, piece: bytes) -> Parsed:
         root = compose(piece)
         if not isinstance(root, SequenceNode) or len(root.value) != 1:
             raise _NotSimple
@@ -167,18 +149,7 @@ class Entries:
         mark = node.start_mark
         place = Place(self._file, 0, mark.column + 1)
         entry = read_gap(value, order=0, place=place)
-        return _Parsed(entry, mark.line, mark.column, piece.count(b"\n"), tuple(remarks))
-
-
-def moved(entry: Gap | Rejection, order: int, place: Place) -> Gap | Rejection:
-    """Return the same entry at another place."""
-    if isinstance(entry, Gap):
-        return Gap(*(*_CARRIED(entry), order, place))
-    return replace(entry, place=place)
-
-
-# `dataclasses.replace` takes three times as long, and an added line moves all that follows it.
-_CARRIED: Callable[[Gap], tuple[Any, ...]] = attrgetter(*(f.name for f in fields(Gap)[:-2]))
+        return Parsed(entry, mark.line, mark.column, piece.count(b"\n"), tuple(remarks))
 
 
 class _Text:

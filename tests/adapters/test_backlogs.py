@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from chump_orchestrator.adapters import backlogs, yaml_entries, yaml_nodes
 from chump_orchestrator.adapters.backlogs import YamlDirectory, YamlFile, YamlRef
-from chump_orchestrator.adapters.yaml_entries import Entries, Found
+from chump_orchestrator.adapters.parsed import Found
+from chump_orchestrator.adapters.yaml_entries import Entries
 from chump_orchestrator.adapters.yaml_nodes import LEVELS, Broken
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.errors import Refused, Unavailable
@@ -56,7 +57,7 @@ def as_a_whole(text: str | bytes) -> Found | str:
 def is_cut_up(text: str) -> bool:
     entries = Entries(FILE)
     entries.read(lambda: (text.encode(),), never)
-    return bool(entries._known)
+    return bool(entries.known)
 
 
 async def load(tmp_path: Path, text: str | bytes) -> Backlog:

@@ -1,0 +1,216 @@
+"""Entries as they were parsed, and the file that keeps them, so that a start costs no parse.
+
+The file is a convenience: one that is damaged, of another version or another person's is as good
+as none, and a new one is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import marshal
+import os
+import stat
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import date, timedelta
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from chump_orchestrator import __version__
+from chump_orchestrator.core.gap import Effort, Gap, Kind, Notice, Place, Priority, Rejection
+
+Remark = tuple[str, int, int]
+"""Something odd in an entry, and where in its own bytes, line and column from 0."""
+
+SETTLED_S = 2.0
+"""What was changed more lately than that may change again without its times telling it."""
+
+LARGEST_BYTES = 1 << 30
+
+_HEADER_BYTES = 4096
+_GAP, _REJECTION = 0, 1
+_PRIORITIES = {one.value: one for one in Priority}
+_EFFORTS = {one.value: one for one in Effort}
+_KINDS = {one.value: one for one in Kind}
+_FORMAT = f"{__version__} {sys.implementation.cache_tag} {' '.join(f.name for f in fields(Gap))}"
+
+
+@dataclass(slots=True)
+class Found:
+    """What a text holds: its entries in order, and what is odd about them."""
+
+    entries: list[Gap | Rejection] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Parsed:
+    """An entry, and what it was made of: line and column within its own bytes, from 0."""
+
+    entry: Gap | Rejection
+    line: int
+    column: int
+    lines: int
+    remarks: tuple[Remark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the file held: all of a text that had this `stamp`, and the pieces of it by digest."""
+
+    stamp: str
+    found: Found
+    pieces: dict[bytes, Parsed]
+
+
+def moved(entry: Gap | Rejection, order: int, place: Place) -> Gap | Rejection:
+    """Return the same entry at another place."""
+    if isinstance(entry, Gap):
+        return Gap(*(*_CARRIED(entry), order, place))
+    return replace(entry, place=place)
+
+
+# `dataclasses.replace` takes three times as long, and an added line moves all that follows it.
+_CARRIED: Callable[[Gap], tuple[Any, ...]] = attrgetter(*(f.name for f in fields(Gap)[:-2]))
+
+
+def keep(
+    cache: Path,
+    name: str,
+    stamp: str,
+    changed_s: float,
+    found: Found,
+    pieces: Mapping[bytes, Parsed],
+) -> None:
+    """Write what was parsed of the file `name` into the file `cache`. Blocks; raises nothing.
+
+    `changed_s` is when that file was last changed, in seconds since the epoch: nothing is kept of
+    one that may have changed since without its times telling it. `pieces` are those of `found`, in
+    its order, or none where the text was parsed as a whole. Nothing is written where the folder of
+    `cache` is not there.
+    """
+    if pieces and len(pieces) != len(found.entries):
+        return  # the same bytes twice, which is rejected anyhow
+    digests: Iterable[bytes] = pieces or (b"",) * len(found.entries)
+    told = [
+        (digest, *_told(entry), *_origin(pieces.get(digest)))
+        for digest, entry in zip(digests, found.entries, strict=True)
+    ]
+    notices = [(one.message, one.place.line, one.place.column) for one in found.notices]
+    try:
+        body = marshal.dumps((told, notices))
+    except ValueError:
+        return
+    header = {"format": _FORMAT, "file": name, "stamp": stamp, "crc": zlib.crc32(body)}
+    with contextlib.suppress(OSError):
+        handle, draft = tempfile.mkstemp(prefix=f".{cache.name}-", dir=cache.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                # By the file system's own clock.
+                if os.fstat(handle).st_mtime - changed_s < SETTLED_S:
+                    raise BlockingIOError
+                file.write(json.dumps(header).encode() + b"\n")
+                file.write(body)
+            Path(draft).replace(cache)
+        except OSError:
+            Path(draft).unlink(missing_ok=True)
+
+
+def recall(cache: Path, name: str) -> Kept | None:
+    """Return what was kept of the file `name`, or `None`. Blocks; raises nothing.
+
+    Only what this user has written is believed.
+    """
+    try:
+        with open(cache, "rb", opener=_open) as file:
+            about = os.fstat(file.fileno())
+            is_ours = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
+            if not is_ours or about.st_mode & 0o022 or about.st_size > LARGEST_BYTES:
+                return None
+            header = json.loads(file.readline(_HEADER_BYTES))
+            if header["format"] != _FORMAT or header["file"] != name:
+                return None
+            body = file.read()
+        if zlib.crc32(body) != header["crc"]:
+            return None
+        return _recalled(name, header["stamp"], *marshal.loads(body))  # noqa: S302 - our own
+    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError):
+        return None
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
+def _told(entry: Gap | Rejection) -> tuple[object, ...]:
+    place = entry.place
+    if isinstance(entry, Rejection):
+        said: tuple[object, ...] = (entry.id, entry.reason, entry.status, entry.slug)
+        return (_REJECTION, said, place.line, place.column)
+    said = (
+        entry.id,
+        entry.title,
+        entry.priority.value,
+        entry.effort.value,
+        entry.status,
+        entry.kind.value,
+        entry.depends_on,
+        None if entry.closed_date is None else entry.closed_date.toordinal(),
+        entry.auto_dispatch_ok,
+        None if entry.deadline is None else entry.deadline.total_seconds(),
+        entry.paths,
+        entry.description,
+        entry.acceptance,
+        entry.declared_domain,
+    )
+    return (_GAP, said, place.line, place.column)
+
+
+def _origin(piece: Parsed | None) -> tuple[object, ...]:
+    return () if piece is None else (piece.line, piece.column, piece.lines, piece.remarks)
+
+
+def _recalled(name: str, stamp: str, told: list[Any], notices: list[Any]) -> Kept:
+    found, pieces = Found(), dict[bytes, Parsed]()
+    entries = found.entries
+    for order, (digest, kind, said, line, column, *origin) in enumerate(told):
+        place = Place(name, line, column)
+        entry = _gap(said, order, place) if kind == _GAP else _rejection(said, place)
+        entries.append(entry)
+        if origin:
+            pieces[digest] = Parsed(entry, *origin)
+    found.notices += (Notice(told, Place(name, line, column)) for told, line, column in notices)
+    return Kept(stamp, found, pieces)
+
+
+def _gap(said: list[Any], order: int, place: Place) -> Gap:
+    gap_id, title, priority, effort, status, kind, needs, closed, opted_in, deadline_s = said[:10]
+    paths, description, acceptance, domain = said[10:]
+    return Gap(
+        gap_id,
+        title,
+        _PRIORITIES[priority],
+        _EFFORTS[effort],
+        status,
+        _KINDS[kind],
+        needs,
+        None if closed is None else date.fromordinal(closed),
+        opted_in,
+        None if deadline_s is None else timedelta(seconds=deadline_s),
+        paths,
+        description,
+        acceptance,
+        domain,
+        order,
+        place,
+    )
+
+
+def _rejection(said: list[Any], place: Place) -> Rejection:
+    gap_id, reason, status, slug = said
+    return Rejection(gap_id, reason, place, status, slug)
