@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +14,13 @@ from chump_orchestrator.adapters import rooms
 from chump_orchestrator.adapters.registrations import registrations
 from chump_orchestrator.core.errors import Unavailable
 
-ORDINARY = frozenset(
-    {"HEAD", "ORIG_HEAD", "FETCH_HEAD", "COMMIT_EDITMSG", "MERGE_MSG", "AUTO_MERGE"}
-    | {"commondir", "gitdir", "index", "locked", "logs", "refs", "modules"}
+NEEDED = frozenset({"HEAD", "commondir", "gitdir", "index", "locked", "refs"})
+"""What git has in the administrative folder of every worktree."""
+
+REMEMBERED = frozenset(
+    {"ORIG_HEAD", "FETCH_HEAD", "COMMIT_EDITMSG", "MERGE_MSG", "AUTO_MERGE", "logs"}
 )
-"""What git has in the administrative folder of a worktree that nobody has set up specially."""
+"""What it has there of who worked in it."""
 
 
 @dataclass(slots=True)
@@ -68,8 +72,8 @@ def _replace(file: Path, line: str) -> None:
 def is_ordinary(path: Path, admin: Path) -> bool:
     """Whether a worktree is set up as git sets them up."""
     try:
-        names = {one.name for one in admin.iterdir() if not one.name.startswith("chump-")}
-        if names - ORDINARY or (path / ".git").is_symlink():
+        names = {one.name for one in admin.iterdir()}
+        if names - NEEDED - REMEMBERED or (path / ".git").is_symlink():
             return False
         if any(files for _, _, files in os.walk(admin / "refs")):
             return False
@@ -77,6 +81,16 @@ def is_ordinary(path: Path, admin: Path) -> bool:
         return os.path.realpath(path / told) == os.path.realpath(admin)
     except (OSError, ValueError):
         return False
+
+
+def forget(admin: Path) -> None:
+    """Delete what git remembers there of who worked in it."""
+    for name in REMEMBERED:
+        with contextlib.suppress(FileNotFoundError):
+            if name == "logs":
+                shutil.rmtree(admin / name)
+            else:
+                (admin / name).unlink()
 
 
 def are_ordinary(path: Path, listed: Sequence[str]) -> bool:

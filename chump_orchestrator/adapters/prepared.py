@@ -93,8 +93,13 @@ class Prepared:
         if member is None:
             return False
         self._members.remove(member)
-        is_given = False
+        ref, is_made, is_given = f"refs/heads/{workspace.branch}", False, False
         try:
+            await self._git.text(
+                *("update-ref", "-m", f"branch: Created from {workspace.base}", "--"),
+                *(ref, workspace.base, "0" * len(workspace.base)),
+            )
+            is_made = True
             await self._give(member, workspace, REASON + dispatch_id)
             is_given = True
         except (Refused, Unavailable) as error:
@@ -102,29 +107,19 @@ class Prepared:
         finally:
             if not is_given:
                 with anyio.move_on_after(UNDO_S, shield=True):
-                    await self._undo(member, workspace)
+                    await self._undo(member, workspace, ref if is_made else "")
         return is_given
 
     async def _give(self, member: Member, workspace: Workspace, reason: str) -> None:
         ref = f"refs/heads/{workspace.branch}"
         if member.base == workspace.base:
-            await self._git.text(
-                *("update-ref", "-m", f"branch: Created from {workspace.base}", "--"),
-                *(ref, workspace.base, "0" * len(workspace.base)),
-            )
-            if await anyio.to_thread.run_sync(
-                handover.hand_over, member, workspace.path, ref, reason
-            ):
+            given = (member, workspace.path, ref, reason)
+            if await anyio.to_thread.run_sync(handover.hand_over, *given):
                 return
             # Refs that are no files, or paths that are relative, are git's own business.
             await self._git.text("symbolic-ref", "HEAD", ref, cwd=member.path)
         else:
-            await self._git.text(
-                *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--no-track"),
-                *("-c", workspace.branch, workspace.base),
-                cwd=member.path,
-                timeout=MAKING,
-            )
+            await self._move_on(member, workspace.branch, is_branch=True)
         await anyio.to_thread.run_sync(handover.relock, member.admin, reason)
         await self._git.text(*_MOVE, str(member.path), workspace.path)
 
@@ -144,12 +139,12 @@ class Prepared:
                 if len(self._members) >= wanted:
                     await self._throw_away(member)
                 else:
-                    await self._made_ready(member, base, self._wipe)
+                    await self._make_ready(member, base, self._wipe)
             for member in [one for one in self._members if one.base != base]:
                 # It may have been claimed while another one was seen to.
                 if member in self._members:
                     self._members.remove(member)
-                    await self._made_ready(member, base, self._move_on)
+                    await self._make_ready(member, base, self._move_on)
             while len(self._members) < wanted and base != self._unfit_base:
                 if await self._shortage():
                     break
@@ -157,7 +152,14 @@ class Prepared:
                     log.info("worktrees.unprepared", base=base, why="it is on another disk")
                     self._unfit_base = base
                     break
-                await self._made_ready(await self._add(base), base, None)
+                await self._make_ready(await self._add(base), base, None)
+
+    async def empty(self) -> None:
+        """Let go of all that are ready, without waiting for one that is being made."""
+        gone, self._members = [*self._members, *self._returned], []
+        self._returned = []
+        for member in gone:
+            await self._throw_away(member)
 
     async def take_back(self, workspace: Workspace, entry: Registration) -> bool:
         """Take over a dispatch's worktree, of which nothing can be lost; true when it is ours now.
@@ -189,7 +191,7 @@ class Prepared:
         """Delete what an earlier process has left; the lock is held."""
         await anyio.to_thread.run_sync(handover.clean_up, self._folder, self._git.common_dir)
 
-    async def _made_ready(
+    async def _make_ready(
         self,
         member: Member,
         base: str,
@@ -202,7 +204,11 @@ class Prepared:
                 await step(member, base)
                 member.base = base
             await anyio.sleep(SETTLED_S)
-            is_ready = await self._is_fit(member, base)
+            why = await self._objection(member)
+            if why and step is None:
+                log.info("worktrees.unprepared", base=base, why=why)
+                self._unfit_base = base
+            is_ready = not why
             if is_ready:
                 self._members.append(member)
                 log.debug("worktree.prepared", path=str(member.path), base=base)
@@ -230,9 +236,10 @@ class Prepared:
             raise Unavailable(f"{place} was not registered; see `git worktree list`")
         return Member(place, entry.admin, base)
 
-    async def _move_on(self, member: Member, base: str) -> None:
+    async def _move_on(self, member: Member, to: str, *, is_branch: bool = False) -> None:
         await self._git.text(
-            *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--detach", base),
+            *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet"),
+            *((to,) if is_branch else ("--detach", to)),
             cwd=member.path,
             timeout=MAKING,
         )
@@ -245,24 +252,24 @@ class Prepared:
             timeout=MAKING,
         )
         await self._git.text("clean", "--quiet", "-ffdx", cwd=member.path, timeout=MAKING)
+        await anyio.to_thread.run_sync(handover.forget, member.admin)
+        await anyio.to_thread.run_sync(handover.relock, member.admin, WAITING)
 
-    async def _is_fit(self, member: Member, base: str) -> bool:
-        """Whether it is clean, and whether files are all that a worktree here needs."""
+    async def _objection(self, member: Member) -> str:
+        """Return why it is not to be used: it is not clean, or needs more than files; or empty."""
         await self._git.run(*QUIET, "update-index", "-q", "--refresh", cwd=member.path)
         shown = await self._git.text(
             *(*QUIET, "status", "--porcelain=v1", "--ignored", "--untracked-files=all"),
             cwd=member.path,
             timeout=MAKING,
         )
-        why = f"it was not clean, first {shown.splitlines()[0][:200]!r}" if shown else ""
+        if shown:
+            return f"it was not clean, first {shown.splitlines()[0][:200]!r}"
         if await anyio.to_thread.run_sync((member.path / ".gitmodules").exists):
-            why = "the repository has submodules"
-        elif await self._is_filtered(member):
-            why = "the repository has files that go through a filter"
-        if why:
-            log.info("worktrees.unprepared", base=base, why=why)
-            self._unfit_base = base
-        return not why
+            return "the repository has submodules"
+        if await self._is_filtered(member):
+            return "the repository has files that go through a filter"
+        return ""
 
     async def _is_filtered(self, member: Member) -> bool:
         everywhere = ("--", ".gitattributes", ":(glob)**/.gitattributes")
@@ -290,16 +297,16 @@ class Prepared:
                 )
         await anyio.to_thread.run_sync(rooms.delete, trash)
 
-    async def _undo(self, member: Member, workspace: Workspace) -> None:
-        """Leave nothing of a claim that failed; the lock is held."""
+    async def _undo(self, member: Member, workspace: Workspace, ref: str) -> None:
+        """Leave nothing of a claim that failed, nor of `ref` if it was made; the lock is held."""
         try:
             for place in (member.path, Path(workspace.path)):
                 trash = await anyio.to_thread.run_sync(
                     rooms.throw_away, place, member.admin, self._git.common_dir
                 )
                 await anyio.to_thread.run_sync(rooms.delete, trash)
-            ref = f"refs/heads/{workspace.branch}"
-            await self._git.run("update-ref", "-d", "--", ref, workspace.base)
+            if ref:
+                await self._git.run("update-ref", "-d", "--", ref, workspace.base)
         except (Refused, Unavailable) as error:
             log.warning("worktree.undo_failed", path=workspace.path, error=str(error))
 

@@ -142,7 +142,7 @@ class GitWorktrees:
         async with self._git.lock():
             before = await self._refuse_taken(path)
             if self._prepared is not None and await self._prepared.claim(workspace, dispatch_id):
-                log.info("worktree.added", path=str(path), branch=names.branch, base=base)
+                log.info("worktree.claimed", path=str(path), branch=names.branch, base=base)
                 return workspace
             if await self._git.commit(f"refs/heads/{names.branch}"):
                 raise Refused(f"the branch {names.branch} exists already; rename it")
@@ -236,7 +236,7 @@ class GitWorktrees:
     async def shortage(self) -> str:
         short = await self._disk_shortage()
         if short and self._prepared:
-            await self._prepared.prepare(0, "")
+            await self._prepared.empty()
             short = await self._disk_shortage()
         return short
 

@@ -12,6 +12,7 @@ from anyio import from_thread
 from chump_orchestrator.adapters import handover, prepared, rooms
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.dispatch import Names, Workspace
+from chump_orchestrator.core.errors import Refused
 from tests.adapters.repositories import Repository, a_repository, commit, git
 from tests.adapters.test_worktrees import FIRST, ID, SECOND, worktrees
 
@@ -174,6 +175,48 @@ async def test_what_an_agent_has_set_up_its_own_way_is_not_used_again(
     assert not (stock(repository)[0] / "what").exists()
     assert git(stock(repository)[0], "show", ":README") == "read me"
     assert (stock(repository)[0] / "README").read_text() == "read me\n"
+
+
+async def test_of_who_worked_in_it_the_next_finds_no_trace(repository: Repository) -> None:
+    ours, base = await stocked(repository, 1)
+    workspace = await ours.add(FIRST, base, ID)
+    path = Path(workspace.path)
+    commit(path, "work")
+    git(path, "fetch", "-q", "origin", "main")
+    git(path, "reset", "-q", "--hard", base)
+
+    await ours.remove(workspace, ID)
+    await ours.prepare(1)
+    again = await ours.add(SECOND, base, OTHER_ID)
+
+    admin = Path(git(Path(again.path), "rev-parse", "--absolute-git-dir"))
+    assert {one.name for one in admin.iterdir()} <= {
+        *("HEAD", "ORIG_HEAD", "commondir", "gitdir", "index", "locked", "logs", "refs")
+    }
+    assert "work" not in git(Path(again.path), "reflog", "show", "HEAD", check=False)
+
+
+async def test_one_that_was_kept_before_is_not_used_again(repository: Repository) -> None:
+    """Its note would have the next dispatch's work swept as if it were what was kept."""
+    ours, base = await stocked(repository, 1)
+    workspace = await ours.add(FIRST, base, ID)
+    (Path(workspace.path) / "unsaved").write_text("work\n")
+    assert not (await ours.remove(workspace, ID)).removed
+    (Path(workspace.path) / "unsaved").unlink()
+
+    assert (await ours.remove(workspace, ID)).removed
+
+    assert stock(repository) == []
+
+
+async def test_a_branch_that_somebody_made_meanwhile_stays(repository: Repository) -> None:
+    ours, base = await stocked(repository, 1)
+    repository.git("branch", "--no-track", FIRST.branch, base)
+
+    with pytest.raises(Refused, match="exists already"):
+        await ours.add(FIRST, base, ID)
+
+    assert repository.head(FIRST.branch) == base
 
 
 async def test_work_is_kept_where_it_is_and_never_taken_into_the_stock(
