@@ -399,7 +399,7 @@ async def test_a_frame_with_an_absurd_number_breaks_the_connection(
 
     async with anyio.create_task_group() as group:
         await group.start(Impostor(folder, answer.encode()).serve)
-        assert await wire.listen(folder, "stdout", 0, take) is None
+        assert await wire.listen(folder, "stdout", 0, take, lambda: None) is None
         group.cancel_scope.cancel()
 
     assert taken == []

@@ -38,6 +38,9 @@ _RECONNECT_S = 1.0
 _ADRIFT_S = 1.0
 """Between two looks at all processes, which cost more than a look at a lock."""
 
+_ATTENDED_S = 5.0
+"""Between two looks while the shim is heard of: it hangs up when it ends, however that is."""
+
 _LISTEN_ON_S = 5.0
 """How long the last words of a shim that has gone may take."""
 
@@ -82,6 +85,8 @@ class ShimAgent:
         self._ended_at: datetime | None = None
         self._farewell: dict[str, object] = {}
         self._signalled: StopReason | None = None
+        self._heard_from: set[str] = set()
+        self._stirred = anyio.Event()
 
     @property
     def pid(self) -> int:
@@ -258,8 +263,12 @@ class ShimAgent:
                 self._last_at = self._clock.monotonic()
             await self._output.take(stream, offset, data, on_line)
 
+        opened = partial(self._heard_from.add, stream)
         while True:
-            said = await listen(self._directory, stream, self._output.offsets[stream], take)
+            offset = self._output.offsets[stream]
+            said = await listen(self._directory, stream, offset, take, opened)
+            self._heard_from.discard(stream)
+            self._stirred.set()
             if said is not None:
                 record = said.get("record")
                 self._farewell = record if isinstance(record, dict) else self._farewell
@@ -270,11 +279,17 @@ class ShimAgent:
             wait_s = min(2 * wait_s, _RECONNECT_S)
 
     async def _await_end(self) -> Found:
+        """Wait for the end, which comes soon after the shim has hung up."""
         wait_s = _FIRST_WAIT_S
-        while (found := await self._look()).stage not in (Stage.ENDED, Stage.NEVER):
-            await anyio.sleep(_ADRIFT_S if found.stage is Stage.ADRIFT else wait_s)
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-        return found
+        while True:
+            self._stirred = anyio.Event()
+            found = await self._look()
+            if found.stage in (Stage.ENDED, Stage.NEVER):
+                return found
+            limit_s = _ADRIFT_S if found.stage is Stage.ADRIFT else wait_s
+            with anyio.move_on_after(_ATTENDED_S if self._heard_from else limit_s):
+                await self._stirred.wait()
+            wait_s = _FIRST_WAIT_S if self._stirred.is_set() else min(2 * wait_s, _LONGEST_WAIT_S)
 
     async def _look(self) -> Found:
         return await anyio.to_thread.run_sync(

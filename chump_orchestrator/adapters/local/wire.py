@@ -53,11 +53,14 @@ async def ask(directory: Path, request: Mapping[str, object]) -> dict[str, objec
         raise Unavailable(f"the shim of {directory.name} cannot be asked: {error}") from error
 
 
-async def listen(directory: Path, stream: str, offset: int, take: Take) -> dict[str, object] | None:
+async def listen(
+    directory: Path, stream: str, offset: int, take: Take, on_open: Callable[[], None]
+) -> dict[str, object] | None:
     """Have the bytes of a stream taken from `offset` on; return what was said at its end.
 
-    `None` when the connection could not be made or was lost; what was taken stays taken. When
-    the shim no longer has the bytes at an offset, those that follow begin later.
+    `on_open` is called once the shim has agreed: from then on its end is noticed here. `None` when
+    the connection could not be made or was lost; what was taken stays taken. When the shim no
+    longer has the bytes at an offset, those that follow begin later.
     """
     try:
         async with _connected(directory) as connection:
@@ -72,7 +75,7 @@ async def listen(directory: Path, stream: str, offset: int, take: Take) -> dict[
                             return None
                         await connection.pass_on(start, length, take)
                     case {"ok": True}:
-                        pass
+                        on_open()
                     case _:
                         return None
     except _BrokenError:
