@@ -42,6 +42,31 @@ async def test_lines_come_while_the_agent_runs(bench: Bench) -> None:
     assert agent.pid in marked(agent._directory.name)
 
 
+async def test_an_agent_that_is_heard_of_is_not_looked_for(bench: Bench) -> None:
+    """Its shim hangs up when it ends. Control: without that, there is a look every 50 ms."""
+    go = bench.worktree / "go"
+    script = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    agent, _ = await bench.launch(python(script))
+    look, looks = agent._look, []
+
+    async def counted() -> object:
+        looks.append(anyio.current_time())
+        return await look()
+
+    agent._look = counted  # type: ignore[method-assign, assignment]
+    async with anyio.create_task_group() as group:
+        group.start_soon(agent.follow, ignore)
+        await eventually(lambda: len(agent._heard_from) == 2)
+        looks.clear()
+        await anyio.sleep(1)
+        while_it_ran = len(looks)
+        go.touch()
+
+    assert while_it_ran <= 1
+    assert agent.exit is not None
+    assert agent.exit.code == 0
+
+
 async def test_letting_go_and_following_again_loses_and_repeats_no_line(bench: Bench) -> None:
     go = bench.worktree / "go"
     script = (
