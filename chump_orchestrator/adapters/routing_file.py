@@ -7,7 +7,6 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from chump_orchestrator.adapters.yaml_nodes import Broken, Remark, compose_carefully, value_of
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.gap import Place
 from chump_orchestrator.core.routing import RoutingTable, read_table
@@ -36,6 +35,18 @@ def _load(path: Path, backends: Collection[str]) -> RoutingTable:
         raise ConfigError(f"{path}: cannot be read: {reason}; see routing.table") from error
     if len(data) > SIZE_LIMIT:
         raise ConfigError(f"{path}: larger than {SIZE_LIMIT} bytes; this is no routing table")
+    return _read(path, data, backends)
+
+
+def _read(path: Path, data: bytes, backends: Collection[str]) -> RoutingTable:
+    # Most repositories have no table, and are not to wait for a parser.
+    from chump_orchestrator.adapters.yaml_nodes import (  # noqa: PLC0415 - slow to import
+        Broken,
+        Remark,
+        compose_carefully,
+        value_of,
+    )
+
     remarks: list[Remark] = []
     try:
         root = compose_carefully(data)
