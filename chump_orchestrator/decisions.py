@@ -13,7 +13,7 @@ from chump_orchestrator.core.dispatch import DeadlinePolicy, Limits, depth_objec
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.routing import Route, RoutePolicy
 from chump_orchestrator.daemon.world import Policies
-from chump_orchestrator.premises import pick_policy, routes
+from chump_orchestrator.premises import budget_policy, pick_policy, routes
 
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
@@ -65,7 +65,9 @@ async def policies(root: Path, loaded: Loaded) -> Policies:
             base=settings.retry.base,
             cap=settings.retry.cap,
             sessions=settings.brake.sessions,
+            usd=settings.brake.usd,
         ),
+        budget=budget_policy(settings),
         max_parallel=settings.max_parallel,
         max_open_pulls=settings.max_open_pulls,
         repeat=settings.pick.repeat,

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING
 import anyio
 
 from chump_orchestrator import config
+from chump_orchestrator.core import budget
 from chump_orchestrator.core.backlog import Backlog
+from chump_orchestrator.core.budget import BudgetPolicy
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.gap import Kind
 from chump_orchestrator.core.picker import PickPolicy
@@ -221,13 +224,56 @@ async def standing(root: Path, loaded: Loaded, backlog: Backlog, ledger: Ledger)
     from chump_orchestrator.daemon.standing import standing as standing_of  # noqa: PLC0415 - slow to import
 
     active = {r.dispatch.gap.id: r.dispatch.id for r in await ledger.records(active=True)}
-    return await standing_of(
+    found = await standing_of(
         backlog,
         ledger,
         leases(root, loaded),
         HostClock().now(),
         active=active,
         repeat=loaded.settings.pick.repeat,
+    )
+    return budget.held_back(found, await over_budget(loaded, ledger))
+
+
+async def over_budget(loaded: Loaded, ledger: Ledger) -> dict[str, str]:
+    """Return the gaps that have cost as much as one may, and what to do about it."""
+    policy = budget_policy(loaded.settings)
+    if not policy.usd_per_gap:
+        return {}
+    spent = budget.spent_on_gaps(await ledger.chronicle())
+    return {gap: why for gap, usd in spent.items() if (why := budget.over_budget(policy, usd))}
+
+
+async def todays_budget(loaded: Loaded, ledger: Ledger, now: datetime) -> dict[str, object]:
+    """Return what today has cost, and what is left of its budgets, as the ledger has it.
+
+    What agents at work have told meanwhile only their daemon knows.
+    """
+    from chump_orchestrator.adapters.host import zone  # noqa: PLC0415 - slow to import
+
+    policy, here = budget_policy(loaded.settings), zone("") or UTC
+    began, ends = budget.day_of(now, here)
+    attempts = await ledger.chronicle()
+    spent = budget.spent_between(attempts, began, ends)
+    at_work = 0
+    for record in await ledger.records(active=True):
+        if record.exited_at is not None and began <= record.exited_at < ends:
+            spent = spent.plus(record.cost_usd, record.tokens)
+        at_work += record.holds_slot
+    day = budget.Outlook(spent, at_work)
+    until = f"{ends.astimezone(here):%H:%M}"
+    found = budget.verdict(policy, day, budget.Estimate(), until)
+    return budget.document(policy, day, ends, found)
+
+
+def budget_policy(settings: Settings) -> BudgetPolicy:
+    """Return what may be spent, and what backends let an agent of theirs use."""
+    caps = {name: one.max_budget_usd for name, one in settings.backend.options.items()}
+    return BudgetPolicy(
+        usd_per_gap=settings.budget.usd_per_gap,
+        usd_per_day=settings.budget.usd_per_day,
+        tokens_per_day=settings.budget.tokens_per_day,
+        caps={name: cap for name, cap in caps.items() if cap},
     )
 
 

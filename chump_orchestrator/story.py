@@ -37,6 +37,12 @@ def _of(event: str, fields: Mapping[str, object]) -> str:
         case "agent.exited":
             by = f", stopped: {fields['stopped_by']}" if fields["stopped_by"] else ""
             return f"agent ended, {fields['how']}{by}"
+        case "budget.reached" if "gap" not in fields:
+            return f"budget.{fields['budget']} is reached until {fields['until']}"
+        case "budget.renewed" if "gap" not in fields:
+            return f"budget.{fields['budget']} has room again: {fields['why']}"
+        case "gap.handed_over":
+            return f"goes from {fields['candidate']} ({fields['cause']}) to {fields['next']}"
         case "dispatch.settled":
             why = f" ({fields['reason']})" if fields["reason"] else ""
             return f"{str(fields['outcome']).upper()}{why}"

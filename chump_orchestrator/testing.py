@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
 
+from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Dispatch
@@ -35,6 +36,7 @@ class MemoryLedger:
         self._freed: set[str] = set()
         self._excused: set[str] = set()
         self._accepted: set[str] = set()
+        self._unaccepted_usd: dict[str, float] = {}
         self._outbox: dict[str, Reflection] = {}
         self._parked: dict[str, Parked] = {}
         self._shipped: dict[str, date] = {}
@@ -84,6 +86,8 @@ class MemoryLedger:
             self._excused.add(dispatch_id)
         if settlement.progress:
             self._accepted |= {each.dispatch.id for each in self._of(gap)}
+            self._unaccepted_usd |= {each.dispatch.id: 0.0 for each in self._of(gap)}
+        self._unaccepted_usd[dispatch_id] = settlement.unaccepted_usd or 0.0
         self._parked.pop(gap, None)
         if settlement.parked is not None:
             self._parked[settlement.parked.gap] = settlement.parked
@@ -128,6 +132,26 @@ class MemoryLedger:
                 if each.outcome is None
                 or each.outcome.kind not in (OutcomeKind.SPAWN_FAILED, OutcomeKind.CANCELLED)
             ),
+            usd=sum(self._unaccepted_usd.get(each.dispatch.id, 0.0) for each in counted),
+        )
+
+    async def chronicle(self) -> tuple[Attempt, ...]:
+        return tuple(
+            Attempt(
+                dispatch=each.dispatch.id,
+                gap=each.dispatch.gap.id,
+                effort=each.dispatch.gap.effort,
+                route=each.dispatch.route,
+                had_agent=each.launched_at is not None,
+                ended_at=None if each.state.is_active else each.exited_at or each.ended_at,
+                kind=None if each.outcome is None else each.outcome.kind,
+                cause=None if each.outcome is None else each.outcome.cause,
+                cost_usd=each.cost_usd,
+                tokens=each.tokens,
+                is_excused=each.dispatch.id in self._excused,
+                is_freed=each.dispatch.id in self._freed,
+            )
+            for each in self._records.values()
         )
 
     async def attempts(self, gap: str) -> int:

@@ -27,6 +27,7 @@ from chump_orchestrator.adapters.host import HostClock, zone
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.local import cgroups
 from chump_orchestrator.adapters.power import Wakefulness
+from chump_orchestrator.adapters.pushes import Pushes
 from chump_orchestrator.adapters.service_manager import NotifySocket
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.routing import Route
@@ -316,6 +317,7 @@ async def _orchestrator(
         hide=logs.Redaction(config.hidden(loaded)).text,
         manager=NotifySocket.from_environment(environ),
         zone=zone,
+        has_pushed=Pushes(git, settings.base_ref).has_pushed,
     )
     orchestrator = Orchestrator(
         world,

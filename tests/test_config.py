@@ -107,6 +107,12 @@ cap = "5m"
 
 [brake]
 sessions = 3
+usd = 0
+
+[budget]
+usd_per_gap = 0
+usd_per_day = 0
+tokens_per_day = 0
 
 [routing]
 table = "docs/dispatch/routing.yaml"
@@ -689,9 +695,7 @@ def test_a_bad_setting_is_told_with_its_place_and_what_would_be_valid(
 @pytest.mark.parametrize(
     ("text", "key", "what"),
     [
-        ("[budget]\nusd_per_day = 5\n[budget.night]\nusd = 1", "1: budget", "budgets"),
-        ("[ship]\nby = 'us'", "1: ship", "shipping in the place of agents"),
-        ("[brake]\nusd = 5", "2: brake.usd", "a brake on money"),
+        ("[ship]\nby = 'us'\n[ship.at]\nx = 1", "1: ship", "shipping in the place of agents"),
         (
             "[pulls]\non_failed_checks = 'x'",
             "2: pulls.on_failed_checks",
@@ -824,7 +828,7 @@ def test_a_bad_flag_is_an_error_that_names_it(repository: Repository) -> None:
 
 def test_everything_wrong_is_told_at_once(repository: Repository) -> None:
     told = repository.complaints(
-        "max_parallel = 0\nconsentt = true\n[budget]\nx = 1\n[retry]\nbase = '10m'\n",
+        "max_parallel = 0\nconsentt = true\n[ship]\nby = 'us'\n[retry]\nbase = '10m'\n",
         user="[log]\nlevel = 'loud'\n",
         variables={"CHUMP_PICKER_BIAS_WINDOW": "x", "CHUMP_DISPATCH_BACKEND": "nobody"},
         flags={"max_open_pulls": -1},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 
 
 class HostClock:
@@ -16,6 +16,31 @@ class HostClock:
         return time.monotonic()
 
 
+class _MachinesZone(tzinfo):
+    """The zone that the machine is set to, whose clocks may be put forward and back."""
+
+    def utcoffset(self, at: datetime | None) -> timedelta | None:
+        here = None if at is None else at.replace(tzinfo=None).astimezone()
+        return (here or datetime.now(UTC).astimezone()).utcoffset()
+
+    def dst(self, at: datetime | None) -> timedelta | None:  # noqa: ARG002
+        return None
+
+    def tzname(self, at: datetime | None) -> str | None:
+        here = None if at is None else at.replace(tzinfo=None).astimezone()
+        return (here or datetime.now(UTC).astimezone()).tzname()
+
+    def fromutc(self, at: datetime) -> datetime:
+        here = at.replace(tzinfo=UTC).astimezone()
+        shown = here.replace(tzinfo=None)
+        # A clock that is put back shows the same hour twice.
+        is_second = shown.astimezone().utcoffset() != here.utcoffset()
+        return shown.replace(tzinfo=self, fold=int(is_second))
+
+
+_MACHINES = _MachinesZone()
+
+
 def zone(name: str) -> tzinfo | None:
     """Return a time zone by its name, `None` for one that there is not; "" is this machine's.
 
@@ -24,7 +49,7 @@ def zone(name: str) -> tzinfo | None:
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415 - seldom needed
 
     if not name:
-        return datetime.now(UTC).astimezone().tzinfo
+        return _MACHINES
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # of a name that is a path, or a folder

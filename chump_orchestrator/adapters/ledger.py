@@ -17,9 +17,11 @@ from typing import Self
 import anyio.to_thread
 
 from chump_orchestrator.adapters.ledger_rows import (
+    CHRONICLE,
     FUSE,
     PAUSE,
     REFLECTION,
+    attempt_of,
     columns_of,
     instant,
     record_of,
@@ -34,6 +36,7 @@ from chump_orchestrator.adapters.sqlite import (
     schema_version,
     storable,
 )
+from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Refused
@@ -54,10 +57,16 @@ _HISTORY = """
 SELECT count(*) FILTER (WHERE failed),
        count(*) FILTER (WHERE outcome = 'race_abandoned'),
        count(*) FILTER (WHERE launched_at IS NOT NULL AND NOT accepted_since
-                        AND ifnull(outcome, '') NOT IN ('spawn_failed', 'cancelled'))
+                        AND ifnull(outcome, '') NOT IN ('spawn_failed', 'cancelled')),
+       total(coalesce(unaccepted_usd, iif(accepted_since, 0, cost_usd))) FILTER (WHERE NOT active)
 FROM dispatches WHERE gap = ? AND freed_at IS NULL
 """
-"""Failures, refusals and sessions of a gap, as `core.brakes.History` counts them."""
+"""Failures, refusals, sessions and dollars of a gap, as `core.brakes.History` counts them."""
+
+_ACCEPT = """
+UPDATE dispatches SET accepted_since = 1, unaccepted_usd = iif(id = ?, unaccepted_usd, 0)
+WHERE gap = ?
+"""
 
 
 class SqliteLedger:
@@ -194,7 +203,7 @@ class SqliteLedger:
                     (dispatch_id, REFLECTION.dumps(reflection)),
                 )
             if settlement.progress:
-                connection.execute("UPDATE dispatches SET accepted_since = 1 WHERE gap = ?", (gap,))
+                connection.execute(_ACCEPT, (dispatch_id, gap))
             connection.execute("DELETE FROM parked WHERE gap = ?", (gap,))
             if settlement.parked is not None:
                 _park(connection, settlement.parked)
@@ -244,6 +253,9 @@ class SqliteLedger:
     async def attempts(self, gap: str) -> int:
         (row,) = await self._rows("SELECT count(*) FROM dispatches WHERE gap = ?", gap)
         return int(row[0])
+
+    async def chronicle(self) -> tuple[Attempt, ...]:
+        return tuple(map(attempt_of, await self._rows(CHRONICLE)))
 
     async def outbox(self) -> tuple[Reflection, ...]:
         rows = await self._rows("SELECT reflection FROM outbox ORDER BY seq")
@@ -328,12 +340,10 @@ class SqliteLedger:
         await self._run("INSERT OR REPLACE INTO brakes (name, value) VALUES (?, ?)", name, value)
 
     async def meta(self, key: str) -> str | None:
-        """Return what was kept under `key`, `None` when nothing was."""
         rows = await self._rows("SELECT value FROM meta WHERE key = ?", key)
         return rows[0]["value"] if rows else None
 
     async def set_meta(self, key: str, value: str) -> None:
-        """Keep a text under `key`, in place of an earlier one."""
         await self._run("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", key, value)
 
     async def request_dispatch(self, gap: str) -> None:

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from chump_orchestrator.adapters.sqlite import Corrupt, storable
+from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import Fuse
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Deadlines, Dispatch, Names, Workspace
@@ -281,6 +282,7 @@ def settled_columns(settlement: Settlement) -> dict[str, str | int | float | Non
         "siblings": settlement.siblings,
         "cost_usd": settlement.cost_usd,
         "tokens": integer(settlement.tokens),
+        "unaccepted_usd": settlement.unaccepted_usd,
         "report": _maybe(REPORT.dumps, settlement.report),
         "progress": int(settlement.progress),
         "failed": int(outcome.is_failure and not settlement.excused),
@@ -333,6 +335,39 @@ def record_of(row: sqlite3.Row) -> Record:
             report=_maybe(REPORT.loads, row["report"]) or Report(),
         )
     except (TypeError, ValueError, OverflowError) as error:
+        msg = f"the ledger's row of dispatch {row['id']!r} cannot be read: {error}"
+        raise Corrupt(msg) from error
+
+
+CHRONICLE = """
+SELECT id, gap, json_extract(gap_snapshot, '$.effort') AS effort, route, active,
+       launched_at IS NOT NULL AS had_agent, coalesce(exited_at, ended_at) AS ended_at,
+       outcome, cause, cost_usd, tokens, failed, freed_at
+FROM dispatches ORDER BY seq
+"""
+"""Every dispatch in brief, which is read once, when a daemon starts."""
+
+
+def attempt_of(row: sqlite3.Row) -> Attempt:
+    """Return the attempt that a row of `CHRONICLE` tells of; `Corrupt` when it tells of none."""
+    try:
+        outcome = _maybe(OutcomeKind, row["outcome"])
+        is_failure = outcome is not None and outcome.outcome_class == "failure"
+        return Attempt(
+            dispatch=row["id"],
+            gap=row["gap"],
+            effort=Effort(row["effort"] or Effort.UNKNOWN),
+            route=ROUTE.loads(row["route"]),
+            had_agent=bool(row["had_agent"]),
+            ended_at=None if row["active"] else _maybe(datetime.fromisoformat, row["ended_at"]),
+            kind=outcome,
+            cause=_maybe(Cause, row["cause"]),
+            cost_usd=row["cost_usd"],
+            tokens=row["tokens"],
+            is_excused=is_failure and not row["failed"],
+            is_freed=row["freed_at"] is not None,
+        )
+    except (TypeError, ValueError) as error:
         msg = f"the ledger's row of dispatch {row['id']!r} cannot be read: {error}"
         raise Corrupt(msg) from error
 

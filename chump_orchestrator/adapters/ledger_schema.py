@@ -81,6 +81,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("ALTER TABLE dispatches ADD COLUMN lessons TEXT NOT NULL DEFAULT '[]'",),
     ("ALTER TABLE dispatches ADD COLUMN report TEXT",),
+    ("ALTER TABLE dispatches ADD COLUMN unaccepted_usd REAL",),
 )
 """Each entry brings the schema to the next version. Entries that were released never change."""
 

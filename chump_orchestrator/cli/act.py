@@ -21,6 +21,7 @@ from chump_orchestrator.cli.options import GapId, Invocation, everywhere
 from chump_orchestrator.cli.render import say
 from chump_orchestrator.cli.repository import entered, wait_for
 from chump_orchestrator.config import Loaded
+from chump_orchestrator.core.attempts import RESUMED_AT
 from chump_orchestrator.core.brakes import Fuse
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.gap import Gap, Rejection, on_one_line
@@ -139,11 +140,15 @@ async def _pause(reason: str, _root: Path, _loaded: Loaded, ledger: Ledger) -> s
     return "paused; no agent is started before `resume`"
 
 
-async def _resume(_root: Path, _loaded: Loaded, ledger: Ledger) -> str:
+async def _resume(_root: Path, loaded: Loaded, ledger: Ledger) -> str:
     was_paused = await ledger.pause() is not None or (await ledger.fuse()).blown_until is not None
     await ledger.set_pause(None)
     await ledger.set_fuse(Fuse())
-    return "resumed" if was_paused else "dispatching was not paused"
+    now = HostClock().now()
+    await ledger.set_meta(RESUMED_AT, now.isoformat())
+    found = await premises.todays_budget(loaded, ledger, now)
+    still = f"; but {found['held']}" if found["held"] else ""
+    return ("resumed" if was_paused else "dispatching was not paused") + still
 
 
 async def _retry(gap: str, root: Path, loaded: Loaded, ledger: SqliteLedger) -> str:
@@ -151,13 +156,17 @@ async def _retry(gap: str, root: Path, loaded: Loaded, ledger: SqliteLedger) -> 
     for record in await ledger.records(active=True):
         if record.dispatch.gap.id == gap:
             raise Refused(f"{gap} has an active dispatch already, {record.dispatch.id}")
-    await ledger.free(gap, HostClock().now())
+    now = HostClock().now()
+    if (found := await premises.todays_budget(loaded, ledger, now))["reached"]:
+        raise Refused(f"{gap} is not dispatched: {found['held']}")
+    await ledger.free(gap, now)
     await ledger.request_dispatch(gap)
     return f"{gap} is dispatched first when `chump-orchestrator run` starts"
 
 
 async def _release(gap: str, root: Path, loaded: Loaded, ledger: Ledger) -> str:
     is_held = gap in {one.gap for one in await ledger.parked()} | (await ledger.shipped()).keys()
+    is_held = is_held or gap in await premises.over_budget(loaded, ledger)
     if not is_held:
         await _usable(gap, root, loaded)
     await ledger.free(gap, HostClock().now())

@@ -11,6 +11,7 @@ import anyio
 import click
 
 from chump_orchestrator.cli.render import dollars, duration, table
+from chump_orchestrator.core.budget import in_words
 from chump_orchestrator.core.gap import on_one_line
 from chump_orchestrator.core.tail import harmless
 
@@ -58,6 +59,8 @@ def _headlines(status: Status) -> Iterator[str]:
     else:
         yield "no daemon runs on this repository"
     yield _counts(status)
+    if spent := _spent(status.get("budget") or {}):
+        yield spent
     if daemon and daemon.get("paused_by"):
         yield f"paused: {on_one_line(str(daemon['paused_by']))}"
     if daemon and daemon.get("backlog_problem"):
@@ -69,6 +72,15 @@ def _headlines(status: Status) -> Iterator[str]:
     if pause:
         reason = on_one_line(str(pause["reason"] or "-"))
         yield f"paused by {pause['by']} since {pause['since']}: {reason}"
+
+
+def _spent(budget: Status) -> str:
+    """Return what today has cost; empty where there is nothing to tell and no budget to keep."""
+    limited = budget.get("usd_per_day") or budget.get("tokens_per_day")
+    if not limited and not budget.get("agents_today") and not budget.get("usd_today"):
+        return ""
+    held = f"; {on_one_line(str(budget['held']))}" if budget.get("held") else ""
+    return f"spent today: {in_words(budget)}{held}"
 
 
 def _counts(status: Status) -> str:

@@ -9,9 +9,11 @@ from pathlib import Path
 import anyio.to_thread
 
 from chump_orchestrator import premises
+from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.cli.refs import taken_names
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.backlog import Backlog
+from chump_orchestrator.core.cascade import Round, in_turn, key_of, rounds
 from chump_orchestrator.core.dispatch import Names, names
 from chump_orchestrator.core.gap import Gap, on_one_line
 from chump_orchestrator.core.picker import Choice, PickPolicy, choose
@@ -31,7 +33,10 @@ class Picked:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would be dispatched into `slots` free slots; `notes` say what would still hold it up."""
+    """What would be dispatched into `slots` free slots; `notes` say what would still hold it up.
+
+    `walks` are the candidates of gaps that have handed them over (behaviour G5).
+    """
 
     backlog: Backlog
     policy: PickPolicy
@@ -39,6 +44,23 @@ class Plan:
     picked: tuple[Picked, ...]
     slots: int
     notes: tuple[str, ...]
+    routes: RoutePolicy
+    walks: Mapping[str, Round]
+
+    def candidates(self, gap: Gap) -> list[Mapping[str, object]]:
+        """Return the candidates of a gap, and what became of each, as `why --json` tells it."""
+        known = self.walks.get(gap.id, {})
+        return [
+            {
+                "backend": one.backend,
+                "model": one.model or None,
+                "provider_pfx": one.provider_pfx or None,
+                "why": one.why,
+                "handed_over": (setback := known.get(key_of(one))) and str(setback.cause),
+                "handed_over_at": setback and setback.at and f"{setback.at:%Y-%m-%dT%H:%M:%SZ}",
+            }
+            for one in route(gap, self.routes)
+        ]
 
     def document(self) -> Mapping[str, object]:
         """Return the shape of `plan --json` (behaviour C6)."""
@@ -92,13 +114,15 @@ async def plan(root: Path, loaded: Loaded) -> Plan:
         standing = await premises.standing(root, loaded, backlog, ledger)
         active = await ledger.records(active=True)
         pause = await ledger.pause()
+        budget = await premises.todays_budget(loaded, ledger, HostClock().now())
+        walks = rounds(await ledger.chronicle())
     routes = await premises.routes(root, loaded)
     slots = max(settings.max_parallel - sum(1 for one in active if one.holds_slot), 0)
     policy = premises.pick_policy(settings)
     choice = choose(standing, slots, policy)
     base = root / settings.worktrees.base
     taken = await anyio.to_thread.run_sync(taken_names, root, base, settings.worktrees.prefix)
-    picked = [_picked(gap, standing, loaded, routes, taken, base) for gap in choice.picked]
+    picked = [_picked(gap, standing, loaded, routes, walks, taken, base) for gap in choice.picked]
     notes = []
     if pause is not None:
         reason = on_one_line(pause.reason) or "no reason given"
@@ -108,14 +132,22 @@ async def plan(root: Path, loaded: Loaded) -> Plan:
     opened = sum(1 for one in active if one.pull is not None and one.pull.state == "open")
     if opened >= settings.max_open_pulls:
         notes.append(f"{opened} pull requests are open, and max_open_pulls is reached")
-    return Plan(standing, policy, choice, tuple(picked), slots, tuple(notes))
+    if budget["reached"]:
+        notes.append(str(budget["held"]))
+    return Plan(standing, policy, choice, tuple(picked), slots, tuple(notes), routes, walks)
 
 
 def _picked(
-    gap: Gap, backlog: Backlog, loaded: Loaded, routes: RoutePolicy, taken: set[str], base: Path
+    gap: Gap,
+    backlog: Backlog,
+    loaded: Loaded,
+    routes: RoutePolicy,
+    walks: Mapping[str, Round],
+    taken: set[str],
+    base: Path,
 ) -> Picked:
     others = {other.slug for other in backlog.gaps if other.id != gap.id}
     found = names(gap, taken | others, prefix=loaded.settings.worktrees.prefix)
-    chosen = route(gap, routes)[0]
+    chosen = in_turn(route(gap, routes), walks.get(gap.id, {}))[0]
     model = chosen.model or loaded.settings.backend.of(chosen.backend).model
     return Picked(gap, found, base / found.folder, chosen, model)

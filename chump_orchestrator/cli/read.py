@@ -120,7 +120,8 @@ def _as_the_daemon_has_it(
     except (ConfigError, Refused, Unavailable):
         return answer
     reason = str(told["message"])
-    return answer if reason.startswith("no slot") else {**answer, "reason": reason}
+    is_plain = reason.startswith("no slot") and "; " not in reason
+    return answer if is_plain else {**answer, "reason": reason}
 
 
 async def _why(root: Path, loaded: Loaded, gap_id: str) -> Mapping[str, object]:
@@ -140,7 +141,7 @@ async def _why(root: Path, loaded: Loaded, gap_id: str) -> Mapping[str, object]:
         case Gap() if entry.is_done:
             return {**answer, "state": "done", "reason": "it is done"}
         case Gap():
-            pass
+            answer["candidates"] = planned.candidates(entry)
     picked = [gap.id for gap in planned.choice.picked]
     if gap_id in picked:
         held = f"; but {planned.notes[0]}" if planned.notes else ""

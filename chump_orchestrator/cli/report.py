@@ -19,6 +19,7 @@ from chump_orchestrator.cli.render import duration, emit, instant, note, say, ta
 from chump_orchestrator.cli.repository import opened, wait_for
 from chump_orchestrator.cli.status import has_shim
 from chump_orchestrator.config import Loaded
+from chump_orchestrator.core.budget import in_words
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.gap import duration_from
 from chump_orchestrator.core.ports import Ledger
@@ -74,11 +75,12 @@ def report_command(invocation: Invocation, *, since: str, everything: bool, as_j
     now = HostClock().now()
     begin = instant_of(since, now)
     root, loaded = opened(invocation)
-    found, waiting = wait_for(partial(_found, root, loaded, begin, now))
+    found, waiting, budget = wait_for(partial(_found, root, loaded, begin, now))
     if as_json:
-        emit(_document(found, waiting))
+        emit({**_document(found, waiting), "budget": budget})
     else:
         _tell(found, waiting, 2**31 if everything else ROWS)
+        _tell_budget(budget)
 
 
 def instant_of(text: str, now: datetime) -> datetime:
@@ -120,7 +122,7 @@ def _instant_of(text: str, now: datetime) -> datetime:
 
 async def _found(
     root: Path, loaded: Loaded, since: datetime, now: datetime
-) -> tuple[Report, tuple[Waiting, ...]]:
+) -> tuple[Report, tuple[Waiting, ...], Mapping[str, Any]]:
     async with premises.open_ledger(root, loaded, readonly=True) as ledger:
         known = reversed(await ledger.latest(EVERYTHING))
         folders = premises.state_dir(root, loaded) / "d"
@@ -128,9 +130,10 @@ async def _found(
         found = report(records, since, now)
         waiting = [*await _consent(root, loaded), *await _held(ledger)]
         waiting += await _parked(ledger)
+        budget = await premises.todays_budget(loaded, ledger, now)
     waiting += [*_unsettled(found), *_pulls(found)]
     waiting += await _salvaged(root, found)
-    return found, tuple(waiting)
+    return found, tuple(waiting), budget
 
 
 def _as_it_is(record: Record, folder: Path) -> Record:
@@ -321,6 +324,16 @@ def _tell(found: Report, waiting: Sequence[Waiting], most: int) -> None:
         list(_spendings(document)),
         most + 1,
     )
+
+
+def _tell_budget(budget: Mapping[str, Any]) -> None:
+    """Print what today has cost against its budgets, where there are any."""
+    if not budget["usd_per_day"] and not budget["tokens_per_day"]:
+        return
+    click.echo()
+    say(f"budget of today: {in_words(budget)}")
+    if budget["held"]:
+        say(budget["held"])
 
 
 def _counted(found: Report, waiting: Sequence[Waiting]) -> str:

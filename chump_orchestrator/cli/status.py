@@ -89,6 +89,7 @@ async def _from_ledger(root: Path, loaded: Loaded) -> dict[str, Any]:
         pause = await ledger.pause()
         parked = await ledger.parked()
         ready = await _ready(root, loaded, ledger)
+        budget = await premises.todays_budget(loaded, ledger, HostClock().now())
     folders, now = premises.state_dir(root, loaded) / "d", HostClock().now()
     return {
         "daemon": None,
@@ -97,6 +98,7 @@ async def _from_ledger(root: Path, loaded: Loaded) -> dict[str, Any]:
             "total": loaded.settings.max_parallel,
         },
         "ready": ready,
+        "budget": budget,
         "settled": {},
         "dispatches": [_dispatch(one, folders / one.dispatch.id, now) for one in records],
         "pause": pause and {"by": pause.by, "reason": pause.reason, "since": instant(pause.since)},

@@ -32,6 +32,7 @@ class HoldKind(StrEnum):
     LEASED = "leased"
     PARKED = "parked"
     BACKOFF = "backoff"
+    BUDGET = "budget"
     RESTING = "resting"
 
 

@@ -8,7 +8,14 @@ from datetime import datetime, timedelta
 
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.gap import Gap
-from chump_orchestrator.core.outcome import STOPPED_BY_OPERATOR, Outcome, OutcomeKind
+from chump_orchestrator.core.outcome import (
+    STOPPED_BY_OPERATOR,
+    Checks,
+    Outcome,
+    OutcomeKind,
+    PullRequest,
+    PullState,
+)
 
 MAY_PASS = frozenset(
     {
@@ -42,6 +49,8 @@ class RetryPolicy:
     base: timedelta = timedelta(seconds=10)
     cap: timedelta = timedelta(minutes=5)
     sessions: int = 3
+    usd: float = 0.0
+    """Dollars that may be spent without accepted progress; 0 stands for no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +58,14 @@ class History:
     """What is known of a gap's earlier attempts, this one included.
 
     `failures` and `refusals` count attempts that failed and leases that were refused since an
-    operator last freed the gap; `sessions` the agents started since its last accepted progress.
+    operator last freed the gap; `sessions` the agents started since its last accepted progress,
+    and `usd` what has been spent since then, as far as agents told.
     """
 
     failures: int
     refusals: int
     sessions: int
+    usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +99,14 @@ def consequence(
     *,
     clean: bool = True,
     lease_ends_in: timedelta | None = None,
+    heir: str = "",
 ) -> Consequence:
     """Decide what an outcome means for the gap's next attempt (behaviour X1, X2).
 
     `jitter` lies in 0 to 1 and stretches a backoff by up to a fifth, never beyond its cap.
     `clean` says whether nothing of the agent can be alive any more; `lease_ends_in` is when the
-    lease that was in the way ends, where that is known.
+    lease that was in the way ends, where that is known. `heir` names the candidate that takes the
+    gap over (behaviour G5), empty where there is none.
     """
     match outcome.kind:
         case OutcomeKind.SHIPPED:
@@ -104,21 +117,29 @@ def consequence(
                 wait = lease_ends_in
             return Retry(wait, f"lease refused: {outcome.reason}")
         case _:
-            return _without_success(outcome, history, policy, jitter, clean=clean)
+            return _without_success(outcome, history, policy, jitter, clean=clean, heir=heir)
 
 
 def _without_success(
-    outcome: Outcome, history: History, policy: RetryPolicy, jitter: float, *, clean: bool
+    outcome: Outcome,
+    history: History,
+    policy: RetryPolicy,
+    jitter: float,
+    *,
+    clean: bool,
+    heir: str,
 ) -> Consequence:
     what = f"{outcome.kind} ({outcome.reason or outcome.cause or Cause.UNKNOWN})"
     if not clean:
         return Park(f"{what}; it could not be proved that nothing of the agent lives")
     if outcome.met_limit:
         return _unless_spent(f"{what}; the account met its limit", history, policy) or Free()
+    if heir:
+        return _unless_spent(f"{what}; {heir} would follow", history, policy) or Free()
     if outcome.kind is OutcomeKind.CANCELLED:
         if outcome.reason == STOPPED_BY_OPERATOR:
             return Park(STOPPED_BY_OPERATOR)
-        return Free()
+        return _unless_dear(what, history, policy) or Free()
     if outcome.cause not in MAY_PASS or outcome.kind is OutcomeKind.CI_FAILED:
         return Park(f"{what}; cause {outcome.cause or Cause.UNKNOWN} is not tried again by itself")
     if history.failures >= policy.max_attempts:
@@ -131,8 +152,32 @@ def _without_success(
 def _unless_spent(what: str, history: History, policy: RetryPolicy) -> Park | None:
     """Park the gap when as many sessions as are allowed have brought no accepted progress (X2)."""
     if history.sessions < policy.sessions:
-        return None
+        return _unless_dear(what, history, policy)
     return Park(f"{what}; {history.sessions} sessions without accepted progress")
+
+
+def _unless_dear(what: str, history: History, policy: RetryPolicy) -> Park | None:
+    """Park the gap when as much as is allowed was spent on it without accepted progress (X2)."""
+    if not policy.usd or history.usd < policy.usd:
+        return None
+    spent, allowed = f"${history.usd:,.2f}", f"${policy.usd:,.2f}"
+    return Park(f"{what}; {spent} of {allowed} spent without accepted progress (brake.usd)")
+
+
+def is_accepted(before: PullRequest | None, seen: PullRequest) -> bool:
+    """Say whether a look shows accepted progress beyond the one before it (behaviour X2).
+
+    That is a request that was opened or merged, another commit pushed to it, or its checks turned
+    green. `before` of `None` is none seen yet.
+    """
+    if seen.state is PullState.NONE:
+        return False
+    if before is None or before.state is PullState.NONE:
+        return True
+    is_merged = seen.state is PullState.MERGED and before.state is not PullState.MERGED
+    is_pushed = bool(seen.head and before.head) and seen.head != before.head
+    is_green = seen.checks is Checks.PASSING and before.checks is not Checks.PASSING
+    return is_merged or is_pushed or is_green
 
 
 def _doubled(first: timedelta, times: int, cap: timedelta) -> timedelta:
@@ -184,9 +229,14 @@ class Fuse:
         """Take note that a dispatch ended without an outcome; was it the trial, another follows."""
         return replace(self, trial="") if self.trial == dispatch else self
 
-    def ended(self, dispatch: str, outcome: Outcome, now: datetime) -> Fuse:
-        """Take note of an outcome: a failure counts, the trial's success resumes."""
-        failed = outcome.is_failure and not outcome.met_limit
+    def ended(
+        self, dispatch: str, outcome: Outcome, now: datetime, *, is_excused: bool = False
+    ) -> Fuse:
+        """Take note of an outcome: a failure counts, the trial's success resumes.
+
+        One that `is_excused` does not count, as somebody else takes the gap over.
+        """
+        failed = outcome.is_failure and not (outcome.met_limit or is_excused)
         if self.blown_until is not None and dispatch == self.trial:
             if failed:
                 wait = min(self.wait * 2, LONGEST_PAUSE)

@@ -1,7 +1,6 @@
 """What the daemon needs from the world, as protocols with few methods; each is a promise.
 
-Every adapter keeps to the errors of `errors`: `Unavailable` when the world did not answer,
-`Refused` when it answered no, `ConfigError` when the operator must change something.
+Adapters raise `Unavailable` for no answer, `Refused` for a no, `ConfigError` for the operator.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Protocol
 
+from chump_orchestrator.core.attempts import Chronicle
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.dispatch import Command, Dispatch, Names, Workspace
@@ -282,7 +282,7 @@ class Leases(Protocol):
         ...
 
 
-class Ledger(Protocol):
+class Ledger(Chronicle, Protocol):
     """Dispatches and their states, ours alone. What a method returned from is durable."""
 
     async def add(self, dispatch: Dispatch) -> None:

@@ -183,7 +183,8 @@ class Settlement:
     `reflection` of `None` is for dispatches that ended without an agent's outcome worth one;
     `parked` of `None` frees the gap. `progress` says that something of it was accepted, `excused`
     that a failure does not count against the gap, such as that of a missing program (A4).
-    `report` of `None` leaves what is on record.
+    `report` of `None` leaves what is on record. `unaccepted_usd` is what was spent after the last
+    accepted progress, all of it without any (behaviour X2); `None` is not known.
     """
 
     outcome: Outcome
@@ -196,6 +197,7 @@ class Settlement:
     tokens: int | None = None
     excused: bool = False
     report: Report | None = None
+    unaccepted_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,7 @@ class Vitals:
     by kind, count since the start; `forge_silent_s` is for how long no look has succeeded, 0 when
     the last one did, and `requests_left` what the forge grants until its budget is renewed.
     `outbox` are reflections that no journal has yet, `unstored` records that the ledger has not.
-    `None` is what is not known now.
+    `budget` is the document of the day's (behaviour X3). `None` is what is not known now.
     """
 
     is_ready: bool
@@ -226,3 +228,4 @@ class Vitals:
     parked: int | None = None
     outbox: int | None = None
     requests_left: int | None = None
+    budget: Mapping[str, object] | None = None

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
+from chump_orchestrator.core.attempts import RESUMED_AT
 from chump_orchestrator.core.brakes import Fuse
+from chump_orchestrator.core.cascade import HANDING_OVER, hands_over
+from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.records import Pause
+from chump_orchestrator.core.routing import Route
 from chump_orchestrator.daemon.parking import ParkedBackends
 
 if TYPE_CHECKING:
@@ -55,11 +59,14 @@ class Brakes:
         """Read what an earlier daemon, or an operator without one, has left."""
         self.pause = await self._ledger.pause()
         self.fuse = await self._ledger.fuse()
-        now = self._clock.now()
+        now, resumed = self._clock.now(), await self._ledger.meta(RESUMED_AT)
         for record in await self._ledger.latest(RECENT):
-            outcome, until = record.outcome, record.report.resets_at
-            if outcome is not None and outcome.met_limit and until is not None and until > now:
-                self._rest(record.dispatch, outcome, now, until)
+            outcome, until, at = record.outcome, record.report.resets_at, record.ended_at
+            is_over = (
+                resumed is not None and at is not None and at <= datetime.fromisoformat(resumed)
+            )
+            if outcome and outcome.met_limit and until and until > now and not is_over:
+                self.rest(record.dispatch.route, outcome.cause, outcome.reason, until)
 
     async def set_pause(self, pause: Pause | None) -> None:
         """Pause or, with `None`, resume; `Unavailable` when it cannot be made to last."""
@@ -68,6 +75,7 @@ class Brakes:
 
     async def resume(self) -> None:
         """Forget the pause, the fuse, the parked backends, and that dispatching was postponed."""
+        await self._ledger.set_meta(RESUMED_AT, self._clock.now().isoformat())
         await self.set_pause(None)
         await self.change_fuse(lambda _: Fuse())
         self.backends.free()
@@ -87,19 +95,28 @@ class Brakes:
         except Unavailable as error:
             log.warning("fuse.unsaved", error=str(error))
 
-    async def settled(self, dispatch: Dispatch, outcome: Outcome, now: datetime) -> None:
-        """Take note of an outcome: of failures in a row, and of a limit that a backend has met."""
-        if outcome.met_limit:
-            self._rest(dispatch, outcome, now, outcome.resets_at)
-        elif outcome.kind is OutcomeKind.SHIPPED:
-            self.backends.forget(dispatch.route.backend, now)
-        await self.change_fuse(lambda fuse: fuse.ended(dispatch.id, outcome, now))
-
-    def _rest(
-        self, dispatch: Dispatch, outcome: Outcome, now: datetime, until: datetime | None
+    async def settled(
+        self, dispatch: Dispatch, outcome: Outcome, now: datetime, *, has_heir: bool = False
     ) -> None:
-        reason = f"its account has met its limit ({outcome.reason})"
-        self.backends.rest(dispatch.route.backend, reason, now, until)
+        """Take note of an outcome: of failures in a row, and of a backend that is well again.
+
+        With `has_heir` another candidate takes the gap over, and it is no failure in a row.
+        """
+        if outcome.kind is OutcomeKind.SHIPPED:
+            self.backends.forget(dispatch.route, now)
+        await self.change_fuse(
+            lambda fuse: fuse.ended(dispatch.id, outcome, now, is_excused=has_heir)
+        )
+
+    def met(self, candidate: Route, outcome: Outcome) -> None:
+        """Take note of what the account of a candidate has met, as its outcome tells."""
+        if hands_over(outcome.kind, outcome.cause, is_excused=False):
+            self.rest(candidate, outcome.cause, outcome.reason, outcome.resets_at)
+
+    def rest(self, candidate: Route, cause: Cause | None, how: str, until: datetime | None) -> None:
+        """Keep gaps away from a candidate's account for what an agent has met, if it is such."""
+        if cause in HANDING_OVER:
+            self.backends.rest(candidate, cause, how, self._clock.now(), until)
 
     def postpone(self, reason: str, *, is_lasting: bool = False) -> None:
         """Dispatch nothing for a while; for longer each time until something was dispatched.

@@ -57,6 +57,7 @@ class Operator:
             },
             "slots": {"used": scheduler.running, "total": daemon.world.policies.max_parallel},
             "ready": len(scheduler.choice.waiting),
+            "budget": scheduler.admission.spending.document(daemon.world.clock.now()),
             "pause": pause
             and {
                 "by": pause.by,
@@ -104,6 +105,7 @@ class Operator:
             outbox=outbox,
             # Not every provider knows of a budget.
             requests_left=getattr(world.pulls, "requests_left", None),
+            budget=scheduler.admission.spending.document(world.clock.now()),
         )
 
     async def stop(self, gap: str, now: bool) -> str:  # noqa: FBT001 - as it comes in a request
@@ -147,7 +149,15 @@ class Operator:
         """Dispatch again."""
         await self._scheduler.resume()
         self._daemon.world.tell("dispatching.resumed", by="operator")
-        return f"resumed{self._ending()}"
+        spent = self._spent()
+        still = f"; but {spent}" if spent else ""
+        return f"resumed{still}{self._ending()}"
+
+    def _spent(self) -> str:
+        """Say which budget of the day is reached, and until when; empty while none is."""
+        now = self._daemon.world.clock.now()
+        found = self._scheduler.admission.spending.verdict(now)
+        return found.reason if found.reached else ""
 
     async def retry(self, gap: str) -> str:
         """Dispatch a gap as soon as there is a slot, whatever has become of it before."""
@@ -156,6 +166,9 @@ class Operator:
             msg = f"{gap} was left out of the backlog: {entry.reason}"
             raise Refused(msg)
         self._not_under_way(gap)
+        if spent := self._spent():
+            msg = f"{gap} is not dispatched: {spent}"
+            raise Refused(msg)
         await self._daemon.world.ledger.request_dispatch(gap)
         self._scheduler.bell.ring()
         held = self._scheduler.brakes.why()
@@ -182,10 +195,24 @@ class Operator:
         if gap not in found:
             return f"its status is {entry.status or 'missing'}"
         known = standing.index.gaps.get(gap)
-        if known is None or not found[gap].startswith("no slot"):
+        if known is None:
             return found[gap]
-        trouble = self._scheduler.why_waiting(known)
-        return f"{found[gap]}; {trouble}" if trouble else found[gap]
+        trouble = ""
+        if found[gap].startswith("no slot"):
+            trouble = self._scheduler.why_waiting(known) or self._prospect(known)
+        return "; ".join(filter(None, (found[gap], trouble, self._walk(known))))
+
+    def _prospect(self, gap: Gap) -> str:
+        """Say what a gap that only waits for a slot is expected to cost."""
+        admission, now = self._scheduler.admission, self._daemon.world.clock.now()
+        where = admission.route(gap, now)
+        return "" if where is None else admission.spending.prospect(gap, where, now)
+
+    def _walk(self, gap: Gap) -> str:
+        """Return the candidates of a gap with what became of each, where there are several."""
+        now = self._daemon.world.clock.now()
+        told = self._scheduler.admission.cascade.standings(gap, now)
+        return f"candidates: {', '.join(map(str, told))}" if len(told) > 1 else ""
 
     async def _parked(self) -> list[dict[str, object]] | None:
         """Return the parked gaps; `None` when the ledger does not say at once (promise I5)."""

@@ -135,6 +135,7 @@ class Orchestrator:
         await self.world.pulls.check()
         taken_up = await recover(self.world)
         await self.scheduler.brakes.load()
+        await self.scheduler.admission.load()
         return taken_up
 
     async def _serve(self, services: TaskGroup, taken_up: tuple[TakenUp, ...]) -> None:

@@ -25,6 +25,7 @@ class Place:
     `siblings` is how many other agents were in flight when its own ended (behaviour R4).
     `broken` is one that ended in a bug: nothing starts the gap again before the next start.
     `making` is the scope of the steps before there is a worktree, which a stop gives up.
+    `has_rested` says that its account rests since its agent's last words, before it is settled.
     """
 
     gap: Gap
@@ -37,6 +38,7 @@ class Place:
     is_requested: bool = False
     settled: bool = False
     broken: bool = False
+    has_rested: bool = False
     siblings: int | None = None
     making: anyio.CancelScope = field(default_factory=anyio.CancelScope, compare=False)
 
@@ -53,6 +55,14 @@ class Place:
     def is_beginning(self) -> bool:
         """Whether it is on its way to an agent that it does not have yet."""
         return self.supervisor is None and not (self.settled or self.broken)
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether its agent has ended, and is not yet listened to up to its last words."""
+        supervisor = self.supervisor
+        if self.settled or self.broken or supervisor is None:
+            return False
+        return not supervisor.is_running and supervisor.exit is None
 
     def request_stop(self, reason: StopReason, *, now: bool = False) -> None:
         """Ask for its agent to be stopped, as soon as there is one; the first reason counts."""

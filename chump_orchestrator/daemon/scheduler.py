@@ -10,7 +10,7 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
-from chump_orchestrator.core.brakes import ROW_OF_FAILURES, fingerprint
+from chump_orchestrator.core.brakes import fingerprint
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.outcome import (
@@ -21,14 +21,16 @@ from chump_orchestrator.core.outcome import (
 )
 from chump_orchestrator.core.picker import choose
 from chump_orchestrator.core.records import Parked, Pause, Record
-from chump_orchestrator.core.routing import Route, route
+from chump_orchestrator.core.routing import Route
+from chump_orchestrator.daemon.admission import Admission
 from chump_orchestrator.daemon.bell import Bell
 from chump_orchestrator.daemon.brakes import Brakes
+from chump_orchestrator.daemon.ending import Ending
 from chump_orchestrator.daemon.launching import Failed, Launched, Postponed, Unwanted, launch
 from chump_orchestrator.daemon.lookout import Lookout
 from chump_orchestrator.daemon.recovery import TakenUp, regain
 from chump_orchestrator.daemon.roster import Assignment, Place
-from chump_orchestrator.daemon.settling import settle, tidy
+from chump_orchestrator.daemon.settling import attempt_of, met_by, settle, tidy
 from chump_orchestrator.daemon.standing import free_what_changed, standing
 from chump_orchestrator.daemon.supervisor import Supervisor
 
@@ -74,6 +76,8 @@ class Scheduler:
         self._sees_leases = False
         self._is_held_up = False
         self.brakes = Brakes(world.ledger, world.clock, world.tell)
+        self.admission = Admission(world, self.brakes, self.roster, lookout, assignment)
+        self._ending = Ending(world, self.brakes, self.admission, assignment)
 
     @property
     def running(self) -> int:
@@ -90,7 +94,8 @@ class Scheduler:
                 self._is_held_up = True
                 self.brakes.postpone(str(error))
                 self._next = min(self.brakes.ends(self.world.clock.now()))
-            if self._is_over():
+            held_up = self._is_held_up
+            if self._ending.is_over(self.roster, self.choice, self.started, is_held_up=held_up):
                 return
             await self.bell.wait(self._until_next())
 
@@ -100,6 +105,8 @@ class Scheduler:
         place = Place(dispatch.gap, dispatch.route, dispatch.id, dispatch.attempt)
         if taken.is_reachable:
             place.supervisor = self._supervisor(place, taken)
+            if place.supervisor.exit is not None:
+                self._hear_end(place)
         self.roster[dispatch.gap.id] = place
         group.start_soon(self._guarded, place, self._take_up, place, taken)
 
@@ -117,15 +124,29 @@ class Scheduler:
         def on_change() -> None:
             if place.siblings is None and not place.holds_slot:
                 place.siblings = self.running
+                self._hear_end(place)
             self.bell.ring()
 
         return Supervisor(self.world, self._lookout, taken.record, taken.agent, on_change)
+
+    def _hear_end(self, place: Place) -> None:
+        """Learn at once from an agent's last words, before its slot is filled again."""
+        self.admission.spending.heard(place)
+        if place.supervisor is not None and (met := met_by(self.world, place.supervisor)):
+            cause, how, until = met
+            self.brakes.rest(place.route, cause, how, until)
+            place.has_rested = True
 
     async def standing(self) -> Backlog:
         """Return the backlog with its holds; what has changed its text is freed on the way."""
         ledger, now = self.world.ledger, self.world.clock.now()
         backlog = self._keeper.backlog
-        await free_what_changed(backlog, ledger, now, self.world.tell)
+
+        def tell(event: str, **fields: object) -> None:
+            self.admission.freed(str(fields["gap"]))
+            self.world.tell(event, **fields)
+
+        await free_what_changed(backlog, ledger, now, tell)
         found = await standing(
             backlog,
             ledger,
@@ -134,11 +155,12 @@ class Scheduler:
             active={gap_id: place.dispatch for gap_id, place in self.roster.items()},
             repeat=self.world.policies.repeat,
         )
-        return self._assignment.restrict(found, self.last)
+        return self._assignment.restrict(self.admission.within_budgets(found), self.last)
 
     async def release(self, gap_id: str) -> None:
         """Make a gap eligible again; whatever parked it, or shipped it, no longer counts."""
         await self.world.ledger.free(gap_id, self.world.clock.now())
+        self.admission.freed(gap_id)
         log.info("gap.freed", gap=gap_id, why="an operator released it")
         self.bell.ring()
 
@@ -157,8 +179,11 @@ class Scheduler:
 
     async def _fill(self, group: TaskGroup) -> None:
         world, brakes, now = self.world, self.brakes, self.world.clock.now()
+        await self.admission.spending.review(now)
         assigned = await self.standing()
-        free = await self._free_slots(now)
+        free = 0
+        if not self.draining:
+            free = await self.admission.free_slots(now, self.running, self.started)
         if asked := await self._start_requested(group, assigned, free, now):
             free -= len(asked)
             begun = dict.fromkeys(asked, Hold(HoldKind.ACTIVE, "being dispatched"))
@@ -167,39 +192,17 @@ class Scheduler:
         wanted = free if not brakes.backends else len(assigned.gaps)
         picked = 0
         for gap in choose(assigned, wanted, world.policies.pick).picked:
-            where = self._route(gap, now)
-            if where is not None and picked < free and not self.draining:
-                self._start(group, gap, where)
-                picked += 1
+            where = self.admission.route(gap, now)
+            if where is None or picked >= free or self.draining:
+                continue
+            if not self.admission.can_pay(gap, where, now):
+                break
+            self._start(group, gap, where)
+            picked += 1
         self.choice = choose(assigned, picked, world.policies.pick)
         self._sees_leases = any(h.kind is HoldKind.LEASED for h in assigned.holds.values())
         ends = [h.until for h in assigned.holds.values() if h.until is not None and h.until > now]
-        self._next = min((*ends, *brakes.ends(now)), default=None)
-
-    async def _free_slots(self, now: datetime) -> int:
-        """Return how many agents may be started now, by every brake there is."""
-        world, assigned = self.world, self._assignment
-        if self.draining or not self.brakes.allows(now, 1) or assigned.why(self.started, now):
-            return 0
-        if self._lookout.count_open() >= world.policies.max_open_pulls:
-            return 0
-        if self.brakes.fuse.blown_until and any(p.is_trial for p in self.roster.values()):
-            return 0
-        # Agents that die at once free their slots before anybody can tell how they ended; while
-        # the forge is silent too, a whole backlog would be thrown after them.
-        free = world.policies.max_parallel - self.running
-        free = min(free, max(ROW_OF_FAILURES, world.policies.max_parallel) - self._undecided())
-        if assigned.limit is not None:
-            free = min(free, assigned.limit - self.started)
-        if free > 0 and (shortage := await world.worktrees.shortage()):
-            self.brakes.postpone(shortage)
-            return 0
-        return self.brakes.allows(now, max(free, 0))
-
-    def _undecided(self) -> int:
-        """Return how many agents have ended without a request that anybody has seen."""
-        supervisors = (place.supervisor for place in self.roster.values())
-        return sum(1 for s in supervisors if s and not s.is_running and not s.has_open_pull)
+        self._next = min((*ends, *self.admission.ends(now)), default=None)
 
     async def _start_requested(
         self, group: TaskGroup, backlog: Backlog, free: int, now: datetime
@@ -214,18 +217,17 @@ class Scheduler:
                 await self.world.ledger.request_done(gap_id)
                 log.warning("request.dropped", gap=gap_id, why="it is not in the backlog")
                 continue
-            where = self._route(gap, now)
+            where = self.admission.cascade.first(gap, now)
             if gap_id in self.roster or where is None or len(begun) >= free:
                 continue
+            if not self.admission.can_pay(gap, where, now):
+                break
             await self.world.ledger.request_done(gap_id)
             await self.world.ledger.free(gap_id, now)
+            self.admission.freed(gap_id)
             self._start(group, gap, where, is_requested=True)
             begun.append(gap_id)
         return begun
-
-    def _route(self, gap: Gap, now: datetime) -> Route | None:
-        """Return the first candidate whose backend is not parked, or `None` (behaviour G5)."""
-        return self.brakes.backends.first_usable(route(gap, self.world.policies.routes), now)
 
     def _start(
         self, group: TaskGroup, gap: Gap, where: Route, *, is_requested: bool = False
@@ -323,24 +325,37 @@ class Scheduler:
         failed: Failed | None = None,
     ) -> None:
         siblings = self.running - (1 if place.holds_slot else 0)
+        report = supervisor.report if supervisor else record.report
+        is_backends = bool(failed and failed.backend_at_fault)
+        cascade = self.admission.cascade
         settled = await settle(
             self.world,
             record,
             outcome,
             agent=supervisor.agent if supervisor else None,
             siblings=siblings if place.siblings is None else place.siblings,
-            report=supervisor.report if supervisor else record.report,
+            report=report,
             lease_ends_at=failed.lease_ends_at if failed else None,
-            backend_at_fault=bool(failed and failed.backend_at_fault),
+            backend_at_fault=is_backends,
+            heir=lambda ended: cascade.heir(record, ended, is_excused=is_backends),
+            accepted_usd=supervisor.accepted_usd if supervisor else None,
         )
         now = self.world.clock.now()
         place.settled, place.is_trial = True, False
+        heir = cascade.heir(record, settled, is_excused=is_backends)
+        is_excused = is_backends or settled.met_limit or heir is not None
+        attempt = attempt_of(record, settled, report.usage, now, is_excused=is_excused)
+        cascade.settled(attempt, heir)
+        self.admission.spending.settled(attempt)
         self.last.pop(place.gap.id, None)
         self.last[place.gap.id] = settled
         if settled.kind is OutcomeKind.SHIPPED:
             self._shipped_at = now
         with anyio.CancelScope(shield=True):
-            await self.brakes.settled(record.dispatch, settled, now)
+            if not place.has_rested:
+                self.brakes.met(record.dispatch.route, settled)
+            has_heir = heir is not None
+            await self.brakes.settled(record.dispatch, settled, now, has_heir=has_heir)
         self._outbox.ring()
         self.bell.ring()
         # Its gap stays on the roster until its place in the repository is free again.
@@ -358,43 +373,13 @@ class Scheduler:
         """Return what keeps an eligible gap from its turn, beside the slots; or empty."""
         if self.draining:
             return "this daemon starts nothing any more"
-        if braked := self.brakes.why():
-            return braked
-        now = self.world.clock.now()
-        if limited := self._assignment.why(self.started, now):
-            return limited
-        candidates = route(gap, self.world.policies.routes)
-        if self.brakes.backends.first_usable(candidates, now) is not None:
-            return ""
-        return self.brakes.backends.why(candidates)
+        return self.admission.why_waiting(gap, self.started)
 
     def _until_next(self) -> timedelta | None:
         waits = [LEASE_GLANCE] if self._sees_leases else []
         if self._next is not None:
             left = self._next - self.world.clock.now()
             waits.append(max(left, timedelta(milliseconds=10)))
-        patience_s = filter(None, map(self._patience_s, self.roster.values()))
+        patience_s = filter(None, map(self._ending.patience_s, self.roster.values()))
         waits += (timedelta(seconds=left_s) for left_s in patience_s)
         return min(waits, default=None)
-
-    def _is_over(self) -> bool:
-        """Whether a run that is limited has nothing left to wait for (behaviour C8)."""
-        waits_s = [self._patience_s(place) for place in self.roster.values() if not place.broken]
-        if not self._assignment.once or any(left_s is None or left_s > 0 for left_s in waits_s):
-            return False
-        if self.brakes.is_worth_waiting and (self._is_held_up or self.choice.waiting):
-            return False
-        return not self._comes_by_itself()
-
-    def _patience_s(self, place: Place) -> float | None:
-        """Return how many more seconds a single run waits for a dispatch; `None` is to its end."""
-        supervisor, limit = place.supervisor, self._assignment.pull_wait
-        if limit is None or supervisor is None or supervisor.is_running:
-            return None
-        waited_s = supervisor.waiting_s()
-        return None if waited_s is None else max(limit.total_seconds() - waited_s, 0.0)
-
-    def _comes_by_itself(self) -> bool:
-        if self._assignment.why(self.started, self.world.clock.now()):
-            return False
-        return any(r.reason.startswith(HoldKind.BACKOFF) for r in self.choice.refused)

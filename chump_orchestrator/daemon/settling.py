@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -10,22 +10,28 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
+from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import History, Park, Retry, consequence, fingerprint
+from chump_orchestrator.core.cascade import HANDING_OVER, named
 from chump_orchestrator.core.causes import Cause, cause_of
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
 from chump_orchestrator.core.records import Parked, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.resets import resets_at, sound
-from chump_orchestrator.core.routing import task_class
+from chump_orchestrator.core.routing import Route, task_class
 from chump_orchestrator.core.tail import harmless
-from chump_orchestrator.core.testimony import Report
+from chump_orchestrator.core.testimony import Report, Usage
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Agent
+    from chump_orchestrator.daemon.supervisor import Supervisor
     from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()
+
+LOOK_S = 10.0
+"""How long it may take to find out whether something of a dispatch was pushed."""
 
 AGAIN_S = 5.0
 """Between two attempts to write down an outcome: it is delayed, never dropped."""
@@ -42,10 +48,14 @@ async def settle(
     lease_ends_at: datetime | None = None,
     backend_at_fault: bool = False,
     ended_at: datetime | None = None,
+    heir: Callable[[Outcome], Route | None] = lambda _: None,
+    accepted_usd: float | None = None,
 ) -> Outcome:
     """Write the outcome down and put its reflection into the outbox, in one transaction.
 
-    `ended_at` of `None` is now.
+    `ended_at` of `None` is now. `heir` says who takes the gap over from a dispatch that ended so
+    (behaviour G5); `accepted_usd` is what was spent when its last progress was accepted, `None`
+    when that is not known.
 
     Returns the outcome with its cause. A ledger that does not answer delays it; cancelled
     meanwhile, nothing is settled, and the next start does it from the record. Once written, it is
@@ -56,7 +66,8 @@ async def settle(
         outcome = _explained(world, outcome, _words(outcome, agent, report), report, ended_at)
     outcome = replace(outcome, reason=world.hide(outcome.reason))
     report = replace(report, resets_at=outcome.resets_at)
-    progress = record.pull is not None and record.pull.state is not PullState.NONE
+    progress = await _has_progressed(world, record)
+    follower = heir(outcome)
     with world.storing():
         while True:
             try:
@@ -72,6 +83,8 @@ async def settle(
                         report=report,
                         lease_ends_at=lease_ends_at,
                         backend_at_fault=backend_at_fault,
+                        heir=named(follower) if follower is not None else "",
+                        accepted_usd=accepted_usd,
                     )
                     await world.ledger.settle(record.dispatch.id, settlement)
                     _tell(world, record, outcome, settlement)
@@ -102,13 +115,85 @@ def _explained(
     that is not for want of an allowance.
     """
     cause = cause_of(outcome.cause, words)
-    if outcome.cause is None and cause is Cause.USAGE_LIMIT:
+    if outcome.cause is None and cause in HANDING_OVER:
         cause = Cause.UNKNOWN
     outcome = replace(outcome, cause=cause)
     if not outcome.met_limit:
         return outcome
-    told = sound(report.resets_at, ended_at) if report.resets_at is not None else None
-    return replace(outcome, resets_at=told or resets_at(words, ended_at, world.zone))
+    return replace(outcome, resets_at=_reset(world, words, report, ended_at))
+
+
+def _reset(world: World, words: str, report: Report, at: datetime) -> datetime | None:
+    """Return when a limit that was met is renewed, `None` where that was not told."""
+    told = sound(report.resets_at, at) if report.resets_at is not None else None
+    return told or resets_at(words, at, world.zone)
+
+
+def met_by(world: World, supervisor: Supervisor) -> tuple[Cause, str, datetime | None] | None:
+    """Return what has kept an agent that has just ended from its work, as it says itself.
+
+    The cause, how it ended, and the reset of a limit, where told; `None` when it was none of those
+    that hand a gap over. What becomes of its dispatch is not known yet, and may take long.
+    """
+    ended, report = supervisor.exit, supervisor.report
+    if ended is None or ended.stopped_by or ended.lost or ended.spawn_error:
+        return None
+    if supervisor.pull is not None and supervisor.pull.state is not PullState.NONE:
+        return None
+    how = Outcome(OutcomeKind.KILLED, ended.in_words, Cause.EXIT_CODE)
+    words = report.failure if ended.code == 0 else _words(how, supervisor.agent, report)
+    cause = cause_of(how.cause, words)
+    if cause not in HANDING_OVER:
+        return None
+    ended_at = supervisor.agent.ended_at if supervisor.agent is not None else None
+    at = supervisor.record.exited_at or ended_at or world.clock.now()
+    return cause, how.reason, _reset(world, words, report, at)
+
+
+def attempt_of(
+    record: Record, outcome: Outcome, used: Usage, now: datetime, *, is_excused: bool
+) -> Attempt:
+    """Return in brief what a settled dispatch came to."""
+    dispatch = record.dispatch
+    return Attempt(
+        dispatch=dispatch.id,
+        gap=dispatch.gap.id,
+        effort=dispatch.gap.effort,
+        route=dispatch.route,
+        had_agent=record.launched_at is not None,
+        ended_at=record.exited_at or now,
+        kind=outcome.kind,
+        cause=outcome.cause,
+        cost_usd=used.cost_usd,
+        tokens=used.tokens,
+        is_excused=is_excused and outcome.is_failure,
+    )
+
+
+async def _has_progressed(world: World, record: Record) -> bool:
+    """Say whether something of a dispatch was accepted: a request, or a commit that was pushed."""
+    if record.pull is not None and record.pull.state is not PullState.NONE:
+        return True
+    if world.has_pushed is None or record.workspace is None or record.launched_at is None:
+        return False
+    trouble = "it took too long to tell"
+    try:
+        # An outcome does not wait for a git that hangs.
+        with anyio.move_on_after(LOOK_S):
+            return await world.has_pushed(record.workspace, record.dispatch.id)
+    except (Unavailable, Refused) as error:
+        trouble = str(error)
+    log.warning("progress.unknown", dispatch=record.dispatch.id, error=trouble)
+    return False
+
+
+def _unaccepted(
+    cost_usd: float | None, accepted_usd: float | None, *, progress: bool
+) -> float | None:
+    """Return what was spent after the last accepted progress; `None` where nothing is known."""
+    if cost_usd is None or not progress:
+        return cost_usd
+    return 0.0 if accepted_usd is None else max(cost_usd - accepted_usd, 0.0)
 
 
 async def _settlement(
@@ -123,14 +208,18 @@ async def _settlement(
     report: Report,
     lease_ends_at: datetime | None,
     backend_at_fault: bool,
+    heir: str,
+    accepted_usd: float | None,
 ) -> Settlement:
     dispatch = record.dispatch
-    is_excused = backend_at_fault or outcome.met_limit
+    is_excused = backend_at_fault or outcome.met_limit or bool(heir)
+    unaccepted_usd = _unaccepted(report.usage.cost_usd, accepted_usd, progress=progress)
     before = await world.ledger.history(dispatch.gap.id)
     history = History(
         failures=before.failures + (outcome.is_failure and not is_excused),
         refusals=before.refusals + (outcome.kind is OutcomeKind.RACE_ABANDONED),
         sessions=0 if progress else before.sessions,
+        usd=(0.0 if progress else before.usd) + (unaccepted_usd or 0.0),
     )
     clean = record.exit is None or record.exit.clean
     parked = None
@@ -143,6 +232,7 @@ async def _settlement(
             world.chance.random(),
             clean=clean,
             lease_ends_in=wait,
+            heir=heir,
         )
         parked = _parked(what, record, ended_at)
     began = record.launched_at or dispatch.created_at
@@ -175,6 +265,7 @@ async def _settlement(
         tokens=report.usage.tokens,
         excused=is_excused,
         report=report,
+        unaccepted_usd=unaccepted_usd,
     )
 
 

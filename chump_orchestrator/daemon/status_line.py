@@ -53,6 +53,9 @@ def _head(daemon: Orchestrator) -> str:
         return daemon.state
     if brakes.pause is not None or brakes.fuse.blown_until is not None:
         return shortened(daemon, brakes.why())
+    spending, now = daemon.scheduler.admission.spending, daemon.world.clock.now()
+    if spending.verdict(now).reached:
+        return f"budget reached until {spending.until(now)}"
     return ""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
+from chump_orchestrator.core.brakes import is_accepted
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import (
     STOPPED_BY_OPERATOR,
@@ -70,6 +71,8 @@ class Supervisor:
         self.stop_asked: StopReason | None = None
         self.kill_asked = False
         self.given_up = False
+        self.accepted_usd: float | None = None
+        """What its agent had told to have spent when its last progress was accepted (X2)."""
         self._world = world
         self._lookout = lookout
         self._on_change = on_change
@@ -335,6 +338,8 @@ class Supervisor:
         self._seen_s = seen.asked_s
         before, pull = self._pull, seen.pull
         self._pull = pull
+        if is_accepted(before, pull):
+            self.accepted_usd = self.report.usage.cost_usd
         if self._exit is not None and seen.asked_s >= self._exit_s:
             self._quiet = [*self._quiet, seen.asked_s] if pull.state is PullState.NONE else []
         now, now_s = self._world.clock.now(), self._world.clock.monotonic()

@@ -13,12 +13,14 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.brakes import RetryPolicy
+from chump_orchestrator.core.budget import BudgetPolicy
 from chump_orchestrator.core.dispatch import DeadlinePolicy, Limits
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.picker import PickPolicy
 from chump_orchestrator.core.routing import RoutePolicy
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.dispatch import Workspace
     from chump_orchestrator.core.gap import Gap
     from chump_orchestrator.core.machine import ServiceManager
     from chump_orchestrator.core.ports import (
@@ -57,6 +59,7 @@ class Policies:
     routes: RoutePolicy
     deadlines: DeadlinePolicy
     retry: RetryPolicy
+    budget: BudgetPolicy = field(default_factory=BudgetPolicy)
     max_parallel: int = 2
     max_open_pulls: int = 10
     repeat: timedelta = timedelta(hours=24)
@@ -84,6 +87,8 @@ class World:
     policies: Policies
     chance: random.Random
     lessons: Callable[[Gap], Awaitable[tuple[str, ...]]] | None = None
+    has_pushed: Callable[[Workspace, str], Awaitable[bool]] | None = None
+    """Says whether a commit of a dispatch, by its id, has left this machine; `None` cannot be."""
     listeners: list[Listener] = field(default_factory=list)
     unstored: int = 0
     """Records that wait for the ledger to take them."""

@@ -21,6 +21,7 @@ from chump_orchestrator.settings.tables import (
     BackendSettings,
     Backlog,
     Brake,
+    Budget,
     Deadlines,
     Faults,
     Http,
@@ -67,6 +68,7 @@ class Settings:
     pulls: Pulls = field(default_factory=Pulls)
     retry: Retry = field(default_factory=Retry)
     brake: Brake = field(default_factory=Brake)
+    budget: Budget = field(default_factory=Budget)
     routing: Routing = field(default_factory=Routing)
     worktrees: Worktrees = field(default_factory=Worktrees)
     leases: Leases = field(default_factory=Leases)

@@ -30,6 +30,7 @@ TIMES = rules.whole(1, 1000)
 SWITCH = rules.switch()
 _MOMENTS = rules.duration(timedelta(milliseconds=1))
 _SECONDS = rules.duration(_SECOND)
+_DOLLARS = rules.number(0, 1_000_000)
 COMMIT = rules.line('a branch, tag or commit, such as "origin/main", or ""', rules.commit_complaint)
 PASSED = rules.listing(
     rules.line("", passed_complaint), 'names of variables, * for any text, such as ["NPM_*"]'
@@ -172,9 +173,19 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Brake:
-    """Agents started for a gap without accepted progress before it is parked (behaviour X2)."""
+    """What a gap may take without accepted progress before it is parked (behaviour X2)."""
 
     sessions: int = key(3, TIMES)
+    usd: float = key(0.0, _DOLLARS)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be spent on a gap, and in a day; 0 stands for no limit (behaviour X3)."""
+
+    usd_per_gap: float = key(0.0, _DOLLARS)
+    usd_per_day: float = key(0.0, _DOLLARS)
+    tokens_per_day: int = key(0, rules.whole(0, 10**15))
 
 
 @dataclass(frozen=True, slots=True)

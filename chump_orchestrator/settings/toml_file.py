@@ -19,9 +19,7 @@ LARGEST_FILE = 2**20
 """Bytes; what is larger was not written by a person."""
 
 NOT_IN_THIS_VERSION: Mapping[Key, str] = {
-    ("budget",): "budgets",
     ("ship",): "shipping in the place of agents",
-    ("brake", "usd"): "a brake on money",
     ("pulls", "on_failed_checks"): "sending agents back to failed checks",
     ("routing", "learn"): "learning routes from outcomes",
 }

@@ -52,6 +52,15 @@ VITALS = Vitals(
     parked=5,
     outbox=1,
     requests_left=4321,
+    budget={
+        "usd_today": 3.5,
+        "usd_per_day": 3.0,
+        "tokens_today": 1200,
+        "tokens_per_day": None,
+        "expected_usd": 0.25,
+        "untold_cost": 2,
+        "reached": ["usd_per_day"],
+    },
 )
 
 SETTLED = {
@@ -571,6 +580,13 @@ async def test_what_is_measured_is_what_is_now() -> None:
         "chump_slots": 4,
         "chump_gaps_ready": 11,
         "chump_gaps_parked": 5,
+        "chump_day_spent_usd": 3.5,
+        "chump_day_spent_tokens": 1200,
+        "chump_day_budget_usd": 3.0,
+        "chump_day_budget_tokens": 0,
+        "chump_day_expected_usd": 0.25,
+        "chump_day_untold_dispatches": 2,
+        "chump_budget_reached": 1,
         "chump_pulls_open": 3,
         "chump_daemon_ready": 1,
         "chump_dispatching_paused": 0,

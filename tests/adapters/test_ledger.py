@@ -463,7 +463,10 @@ async def test_a_ledger_of_schema_1_can_be_read(golden: Path, *, readonly: bool)
         )
         assert second.dispatch.gap == Gap("COG-2")
         assert second.dispatch.route == Route("codex")
-        assert (await ledger.history("INFRA-1")).failures == 1
+        history = await ledger.history("INFRA-1")
+        assert (history.failures, history.usd) == (1, 0.25)
+        told = [(one.gap, one.effort, one.cost_usd) for one in await ledger.chronicle()]
+        assert told == [("INFRA-1", Effort.S, 0.25), ("COG-2", Effort.UNKNOWN, None)]
         assert [reflection.dispatch for reflection in await ledger.outbox()] == [first.dispatch.id]
         assert [parked.until for parked in await ledger.parked()] == [NOW + timedelta(seconds=73)]
         assert await ledger.shipped() == {"INFRA-0": date(2026, 4, 26)}

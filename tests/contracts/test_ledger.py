@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pytest
 
 from chump_orchestrator.adapters.ledger import SqliteLedger
+from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Workspace
@@ -28,6 +29,7 @@ from chump_orchestrator.core.outcome import (
 from chump_orchestrator.core.ports import Ledger
 from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
+from chump_orchestrator.core.routing import Route
 from chump_orchestrator.core.testimony import Report, Usage
 from chump_orchestrator.testing import MemoryLedger
 from tests.builders import NOW, a_dispatch, a_gap
@@ -36,8 +38,6 @@ from tests.builders import NOW, a_dispatch, a_gap
 class FullLedger(Ledger, Protocol):
     """The port, and what the operator's commands need beside it."""
 
-    async def meta(self, key: str) -> str | None: ...
-    async def set_meta(self, key: str, value: str) -> None: ...
     async def request_dispatch(self, gap: str) -> None: ...
     async def requested(self) -> tuple[str, ...]: ...
     async def request_done(self, gap: str) -> None: ...
@@ -585,3 +585,59 @@ async def test_an_operators_requests_wait_in_the_order_of_asking(opened: Open) -
         await ledger.request_done("INFRA-9")
 
         assert await ledger.requested() == ("INFRA-2", "INFRA-3")
+
+
+async def test_every_dispatch_is_told_in_brief(opened: Open) -> None:
+    """What a daemon keeps in mind of all that went before (behaviour G5, X3)."""
+    codex = a_dispatch("infra-2-a", gap=a_gap("INFRA-2", effort=Effort.L), route=Route("codex"))
+
+    async with opened() as ledger:
+        exited = NOW + timedelta(minutes=2)
+        await attempt(ledger, "infra-1-a", a_settlement(cost_usd=0.5, tokens=70))
+        await ledger.free("INFRA-1", NOW)
+        excused = a_settlement(NOT_SPAWNED, excused=True)
+        await attempt(ledger, "infra-1-b", excused)
+        await ledger.add(codex)
+        ended = Record(codex, DispatchState.EXITED, launched_at=NOW, exited_at=exited)
+        await ledger.update("infra-2-a", ended)
+        under_way = (await ledger.chronicle())[-1]
+        await ledger.settle("infra-2-a", a_settlement(SHIPPED))
+        first, second, third = await ledger.chronicle()
+
+    at = NOW + timedelta(minutes=3)
+    a_first = Attempt(
+        "infra-1-a", "INFRA-1", Effort.S, Route("claude"), True, at, FAILED.kind, FAILED.cause
+    )
+    assert first == replace(a_first, cost_usd=0.5, tokens=70, is_freed=True)
+    assert (second.kind, second.is_excused, second.is_freed) == (NOT_SPAWNED.kind, True, False)
+    assert (third.route, third.effort, third.ended_at) == (Route("codex"), Effort.L, exited)
+    assert (third.kind, third.is_excused) == (SHIPPED.kind, False)
+    assert (under_way.had_agent, under_way.kind, under_way.ended_at) == (True, None, None)
+
+
+async def test_what_was_spent_counts_from_the_last_accepted_progress_on(opened: Open) -> None:
+    """Behaviour X2: of the dispatch with progress, what came after it."""
+    async with opened() as ledger:
+        await attempt(ledger, "infra-1-a", a_settlement(cost_usd=4.0, unaccepted_usd=4.0))
+        before = await ledger.history("INFRA-1")
+        accepted = a_settlement(cost_usd=3.0, unaccepted_usd=1.0, progress=True)
+        await attempt(ledger, "infra-1-b", accepted)
+        since = await ledger.history("INFRA-1")
+        await attempt(ledger, "infra-1-c", a_settlement(cost_usd=2.0, unaccepted_usd=2.0))
+        await attempt(ledger, "infra-1-d", a_settlement())
+        after = await ledger.history("INFRA-1")
+        await ledger.free("INFRA-1", NOW)
+
+        assert (before.usd, since.usd, after.usd) == (4.0, 1.0, 3.0)
+        assert (await ledger.history("INFRA-1")).usd == 0.0
+
+
+async def test_what_an_agent_has_told_is_not_spent_before_it_is_settled(opened: Open) -> None:
+    dispatch = a_dispatch("infra-1-a")
+
+    async with opened() as ledger:
+        await ledger.add(dispatch)
+        told = Record(dispatch, DispatchState.EXITED, launched_at=NOW, cost_usd=9.0)
+        await ledger.update("infra-1-a", told)
+
+        assert (await ledger.history("INFRA-1")).usd == 0.0

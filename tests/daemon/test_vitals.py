@@ -102,6 +102,7 @@ async def test_its_numbers_are_those_of_what_it_does() -> None:
         unstored=0,
         parked=0,
         outbox=0,
+        budget=first.budget,
     )
     assert first.looks > 0
     assert (late.overdue, late.silent, late.ready) == (2, 2, 3)

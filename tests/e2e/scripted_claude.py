@@ -118,6 +118,8 @@ if "meets a limit" in brief:
     info = {"status": "rejected", "resetsAt": int(time.time()) + 7200, "rateLimitType": "five_hour"}
     say(type="rate_limit_event", rate_limit_info=info)
     fails("You've hit your session limit · resets 3am (UTC)", 429)
+if "is not logged in" in brief:
+    fails("Not logged in · Please run /login", 401)
 if "is not served" in brief:
     told = {"attempt": 1, "max_retries": 1, "error_status": 529, "error": "overloaded"}
     say(type="system", subtype="api_retry", **told)

@@ -141,6 +141,7 @@ def test_c10_programs_are_told_all_of_it(repository: Repository) -> None:
         "running",
         "spent",
         "backends",
+        "budget",
     ]
     (shipped,) = told["shipped"]
     assert shipped | {"ended_at": "", "dispatch": ""} == {

@@ -199,6 +199,7 @@ class _Now(Collector):
         ):
             if value is not None:
                 yield GaugeMetricFamily(name, text, value=float(value))
+        yield from _of_the_budget(now.budget or {})
         looks = "Looks at the forge that were answered."
         yield CounterMetricFamily("chump_looks", looks, value=now.looks)
         failures = CounterMetricFamily(
@@ -207,6 +208,22 @@ class _Now(Collector):
         for kind, count in sorted(now.failed_looks.items()):
             failures.add_metric((kind,), count)
         yield failures
+
+
+def _of_the_budget(told: Mapping[str, object]) -> Iterator[Metric]:
+    """Yield what the local day has cost so far, and what it may; a budget that is not set is 0."""
+    if not told:
+        return
+    for name, text, value in (
+        ("chump_day_spent_usd", "What agents told to have cost today.", told.get("usd_today")),
+        ("chump_day_spent_tokens", "What agents told to have used.", told.get("tokens_today")),
+        ("chump_day_budget_usd", "What a day may cost; 0 is no limit.", told.get("usd_per_day")),
+        ("chump_day_budget_tokens", "The same in tokens.", told.get("tokens_per_day")),
+        ("chump_day_expected_usd", "What agents at work may cost yet.", told.get("expected_usd")),
+        ("chump_day_untold_dispatches", "Today's of unknown cost.", told.get("untold_cost")),
+        ("chump_budget_reached", "Whether the day's is.", bool(told.get("reached"))),
+    ):
+        yield GaugeMetricFamily(name, text, value=_amount(int(value) if value is True else value))
 
 
 class _Process(Collector):
