@@ -14,6 +14,7 @@ from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.routing import Route, RoutePolicy
 from chump_orchestrator.daemon.world import Policies
 from chump_orchestrator.premises import budget_policy, pick_policy, routes
+from chump_orchestrator.settings.choices import OnFailedChecks
 
 if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
@@ -80,6 +81,7 @@ async def policies(root: Path, loaded: Loaded) -> Policies:
         ),
         keep_awake=settings.power.keep_awake,
         prepared=settings.worktrees.prepared,
+        resumes_failed=settings.pulls.on_failed_checks is OnFailedChecks.RESUME,
         keep_logs=timedelta(days=settings.state.keep_days),
         renewal=min(LONGEST_RENEWAL, settings.leases.ttl / 3),
     )

@@ -44,7 +44,7 @@ class MemoryLedger:
         self._pause: Pause | None = None
         self._fuse = Fuse()
         self._meta: dict[str, str] = {}
-        self._requested: dict[str, None] = {}
+        self._requested: dict[str, int | None] = {}
 
     async def add(self, dispatch: Dispatch) -> None:
         if dispatch.id in self._records:
@@ -55,6 +55,8 @@ class MemoryLedger:
                 msg = f"{dispatch.gap.id} has an active dispatch already, {rival.dispatch.id}"
                 raise Refused(msg)
         self._records[dispatch.id] = Record(dispatch, DispatchState.PLANNED)
+        if dispatch.resumed is not None and self._requested.get(dispatch.gap.id) is not None:
+            del self._requested[dispatch.gap.id]
 
     async def update(self, dispatch_id: str, record: Record) -> None:
         if not record.state.is_active or record.outcome is not None:
@@ -91,6 +93,8 @@ class MemoryLedger:
         self._parked.pop(gap, None)
         if settlement.parked is not None:
             self._parked[settlement.parked.gap] = settlement.parked
+        if settlement.resume:
+            self._requested[gap] = settlement.resume
         if settlement.outcome.kind is OutcomeKind.SHIPPED:
             self._shipped[gap] = settlement.ended_at.astimezone(UTC).date()
             self._confirmed.discard(gap)
@@ -207,13 +211,17 @@ class MemoryLedger:
         """Keep a text under `key`, in place of an earlier one."""
         self._meta[key] = value
 
-    async def request_dispatch(self, gap: str) -> None:
-        """Keep an operator's wish to have `gap` dispatched now (X2); asked again, it stays one."""
-        self._requested.setdefault(gap)
+    async def request_dispatch(self, gap: str, *, resume: int | None = None) -> None:
+        """Keep an operator's wish to have `gap` dispatched now (X2); the last one counts."""
+        self._requested[gap] = resume
 
     async def requested(self) -> tuple[str, ...]:
         """Return the gaps that an operator wants to have dispatched now, first asked first."""
         return tuple(self._requested)
+
+    async def resumptions(self) -> Mapping[str, int]:
+        """Return those of which the last session is wanted, and `resume` of each."""
+        return {gap: what for gap, what in self._requested.items() if what is not None}
 
     async def request_done(self, gap: str) -> None:
         """Forget an operator's wish; quiet when there is none."""

@@ -36,6 +36,7 @@ from chump_orchestrator.daemon.account import Account, account
 from chump_orchestrator.daemon.control import serve
 from chump_orchestrator.daemon.operations import Operator
 from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
+from chump_orchestrator.daemon.reopening import former_of
 from chump_orchestrator.daemon.roster import Assignment
 from chump_orchestrator.daemon.world import Policies, World
 from chump_orchestrator.decisions import check, policies, waits_for_restart
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from chump_orchestrator.config import Loaded, Settings
     from chump_orchestrator.core.ports import Backend, Journal
+    from chump_orchestrator.core.records import Record
 
 __all__ = [
     "Busy",
@@ -74,6 +76,7 @@ __all__ = [
     "read_backlog",
     "routes",
     "run",
+    "session_of",
     "standing",
     "start_logging",
     "state_dir",
@@ -131,6 +134,17 @@ def _backends(settings: Settings) -> Callable[[str], Backend]:
         return made[name]
 
     return backend
+
+
+async def session_of(root: Path, loaded: Loaded, ledger: SqliteLedger, gap_id: str) -> Record:
+    """Return the dispatch whose session a gap would go on with; `Refused` with why there is none.
+
+    For whoever asks without a daemon; changes nothing.
+    """
+    settings, git = loaded.settings, Git(root, config.environment(loaded))
+    base = root / settings.worktrees.base
+    worktrees = GitWorktrees(git=git, base_dir=base, clock=HostClock())
+    return await former_of(gap_id, ledger, worktrees.holder, _backends(settings))
 
 
 IDENTITY = {

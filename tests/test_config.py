@@ -99,6 +99,7 @@ use = "gh"                     # or "git"
 interval = "30s"
 ci_grace = "30m"
 deadline = "24h"
+on_failed_checks = "wait"      # or "resume"
 
 [retry]
 max_attempts = 2
@@ -696,11 +697,6 @@ def test_a_bad_setting_is_told_with_its_place_and_what_would_be_valid(
     ("text", "key", "what"),
     [
         ("[ship]\nby = 'us'\n[ship.at]\nx = 1", "1: ship", "shipping in the place of agents"),
-        (
-            "[pulls]\non_failed_checks = 'x'",
-            "2: pulls.on_failed_checks",
-            "sending agents back to failed checks",
-        ),
         ("[routing]\nlearn = true", "2: routing.learn", "learning routes from outcomes"),
     ],
 )

@@ -16,14 +16,15 @@ from typing import Self
 
 import anyio.to_thread
 
+from chump_orchestrator.adapters.ledger_chronicle import CHRONICLE, attempt_of
 from chump_orchestrator.adapters.ledger_rows import (
-    CHRONICLE,
     FUSE,
     PAUSE,
     REFLECTION,
-    attempt_of,
+    ask,
     columns_of,
     instant,
+    park,
     record_of,
     settled_columns,
 )
@@ -163,6 +164,9 @@ class SqliteLedger:
             columns = columns_of(record)
             names, marks = ", ".join(columns), ", ".join(f":{name}" for name in columns)
             connection.execute(f"INSERT INTO dispatches ({names}) VALUES ({marks})", columns)  # noqa: S608 - names of columns only
+            if dispatch.resumed is not None:
+                fulfilled = "DELETE FROM requested WHERE gap = ? AND resume IS NOT NULL"
+                connection.execute(fulfilled, (dispatch.gap.id,))
 
         await self._write(work)
 
@@ -206,7 +210,9 @@ class SqliteLedger:
                 connection.execute(_ACCEPT, (dispatch_id, gap))
             connection.execute("DELETE FROM parked WHERE gap = ?", (gap,))
             if settlement.parked is not None:
-                _park(connection, settlement.parked)
+                park(connection, settlement.parked)
+            if settlement.resume:
+                ask(connection, gap, instant(settlement.ended_at), settlement.resume)
             if outcome.kind is OutcomeKind.SHIPPED:
                 connection.execute(
                     "INSERT OR REPLACE INTO shipped (gap, day) VALUES (?, ?)",
@@ -288,7 +294,7 @@ class SqliteLedger:
         )
 
     async def park(self, parked: Parked) -> None:
-        await self._write(lambda connection: _park(connection, parked))
+        await self._write(lambda connection: park(connection, parked))
 
     async def free(self, gap: str, at: datetime) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -346,15 +352,22 @@ class SqliteLedger:
     async def set_meta(self, key: str, value: str) -> None:
         await self._run("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", key, value)
 
-    async def request_dispatch(self, gap: str) -> None:
-        """Keep an operator's wish to have `gap` dispatched now (X2); asked again, it stays one."""
+    async def request_dispatch(self, gap: str, *, resume: int | None = None) -> None:
+        """Keep an operator's wish to have `gap` dispatched now (X2).
+
+        Asked again, it stays one wish, and what was asked for last counts.
+        """
         at = instant(self._clock.now())
-        await self._run("INSERT OR IGNORE INTO requested (gap, at) VALUES (?, ?)", gap, at)
+        await self._write(lambda connection: ask(connection, gap, at, resume))
 
     async def requested(self) -> tuple[str, ...]:
         """Return the gaps that an operator wants to have dispatched now, first asked first."""
         rows = await self._rows("SELECT gap FROM requested ORDER BY seq")
         return tuple(row["gap"] for row in rows)
+
+    async def resumptions(self) -> Mapping[str, int]:
+        rows = await self._rows("SELECT gap, resume FROM requested WHERE resume IS NOT NULL")
+        return {row["gap"]: row["resume"] for row in rows}
 
     async def request_done(self, gap: str) -> None:
         """Forget an operator's wish; quiet when there is none."""
@@ -383,17 +396,3 @@ def _not_active(connection: sqlite3.Connection, dispatch_id: str) -> Refused:
     if row is None:
         return Refused(f"the ledger has no dispatch {dispatch_id}")
     return Refused(f"dispatch {dispatch_id} of {row['gap']} is {row['state']} and cannot change")
-
-
-def _park(connection: sqlite3.Connection, parked: Parked) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO parked (gap, reason, fingerprint, since, until)"
-        " VALUES (?, ?, ?, ?, ?)",
-        (
-            parked.gap,
-            storable(parked.reason),
-            parked.fingerprint,
-            instant(parked.since),
-            parked.until and instant(parked.until),
-        ),
-    )

@@ -16,10 +16,9 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from chump_orchestrator.adapters.sqlite import Corrupt, storable
-from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import Fuse
 from chump_orchestrator.core.causes import Cause
-from chump_orchestrator.core.dispatch import Deadlines, Dispatch, Names, Workspace
+from chump_orchestrator.core.dispatch import Deadlines, Dispatch, Names, Resumed, Workspace
 from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority
 from chump_orchestrator.core.outcome import (
     Checks,
@@ -29,7 +28,7 @@ from chump_orchestrator.core.outcome import (
     PullRequest,
     PullState,
 )
-from chump_orchestrator.core.records import DispatchState, Pause, Record, Settlement
+from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.core.testimony import Report, Usage
@@ -153,6 +152,15 @@ DEADLINES = Codec(
     look_interval=_DURATION,
 )
 NAMES = Codec(Names, branch=_PLAIN, folder=_PLAIN)
+RESUMED = Codec(
+    Resumed,
+    dispatch=_PLAIN,
+    session=_PLAIN,
+    since=_INSTANT,
+    number=_PLAIN,
+    head=_PLAIN,
+    times=_PLAIN,
+)
 WORKSPACE = Codec(Workspace, path=_PLAIN, branch=_PLAIN, base=_PLAIN)
 EXIT = Codec(
     Exit,
@@ -176,6 +184,7 @@ PULL = Codec(
     checks=_words(Checks),
     head=_PLAIN,
     url=_PLAIN,
+    changes_requested=_PLAIN,
 )
 REFLECTION = Codec(
     Reflection,
@@ -251,6 +260,7 @@ def columns_of(record: Record) -> dict[str, str | int | float | None]:
         "deadlines": DEADLINES.dumps(dispatch.deadlines),
         "names": NAMES.dumps(dispatch.names),
         "created_at": instant(dispatch.created_at),
+        "resumed": _maybe(RESUMED.dumps, dispatch.resumed),
         "state": str(record.state),
         "workspace": _maybe(WORKSPACE.dumps, record.workspace),
         "pid": record.pid,
@@ -312,6 +322,7 @@ def record_of(row: sqlite3.Row) -> Record:
             deadlines=DEADLINES.loads(row["deadlines"]),
             names=NAMES.loads(row["names"]),
             created_at=datetime.fromisoformat(row["created_at"]),
+            resumed=_maybe(RESUMED.loads, row["resumed"]),
         )
         return Record(
             dispatch=dispatch,
@@ -339,40 +350,31 @@ def record_of(row: sqlite3.Row) -> Record:
         raise Corrupt(msg) from error
 
 
-CHRONICLE = """
-SELECT id, gap, json_extract(gap_snapshot, '$.effort') AS effort, route, active,
-       launched_at IS NOT NULL AS had_agent, coalesce(exited_at, ended_at) AS ended_at,
-       outcome, cause, cost_usd, tokens, failed, freed_at
-FROM dispatches ORDER BY seq
-"""
-"""Every dispatch in brief, which is read once, when a daemon starts."""
-
-
-def attempt_of(row: sqlite3.Row) -> Attempt:
-    """Return the attempt that a row of `CHRONICLE` tells of; `Corrupt` when it tells of none."""
-    try:
-        outcome = _maybe(OutcomeKind, row["outcome"])
-        is_failure = outcome is not None and outcome.outcome_class == "failure"
-        return Attempt(
-            dispatch=row["id"],
-            gap=row["gap"],
-            effort=Effort(row["effort"] or Effort.UNKNOWN),
-            route=ROUTE.loads(row["route"]),
-            had_agent=bool(row["had_agent"]),
-            ended_at=None if row["active"] else _maybe(datetime.fromisoformat, row["ended_at"]),
-            kind=outcome,
-            cause=_maybe(Cause, row["cause"]),
-            cost_usd=row["cost_usd"],
-            tokens=row["tokens"],
-            is_excused=is_failure and not row["failed"],
-            is_freed=row["freed_at"] is not None,
-        )
-    except (TypeError, ValueError) as error:
-        msg = f"the ledger's row of dispatch {row['id']!r} cannot be read: {error}"
-        raise Corrupt(msg) from error
-
-
 def _outcome_of(row: sqlite3.Row) -> Outcome | None:
     if row["outcome"] is None:
         return None
     return Outcome(OutcomeKind(row["outcome"]), row["reason"] or "", _maybe(Cause, row["cause"]))
+
+
+def ask(connection: sqlite3.Connection, gap: str, at: str, resume: int | None) -> None:
+    """Store that a gap is wanted; what was asked for last counts."""
+    connection.execute(
+        "INSERT INTO requested (gap, at, resume) VALUES (?, ?, ?)"
+        " ON CONFLICT (gap) DO UPDATE SET resume = excluded.resume",
+        (gap, at, resume),
+    )
+
+
+def park(connection: sqlite3.Connection, parked: Parked) -> None:
+    """Store that a gap is parked, in place of whatever parked it before."""
+    connection.execute(
+        "INSERT OR REPLACE INTO parked (gap, reason, fingerprint, since, until)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (
+            parked.gap,
+            storable(parked.reason),
+            parked.fingerprint,
+            instant(parked.since),
+            parked.until and instant(parked.until),
+        ),
+    )

@@ -82,6 +82,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE dispatches ADD COLUMN lessons TEXT NOT NULL DEFAULT '[]'",),
     ("ALTER TABLE dispatches ADD COLUMN report TEXT",),
     ("ALTER TABLE dispatches ADD COLUMN unaccepted_usd REAL",),
+    (
+        "ALTER TABLE dispatches ADD COLUMN resumed TEXT",
+        # NULL asks for a new attempt, a number for the last session (see `Settlement.resume`).
+        "ALTER TABLE requested ADD COLUMN resume INTEGER",
+    ),
 )
 """Each entry brings the schema to the next version. Entries that were released never change."""
 

@@ -18,6 +18,7 @@ import structlog
 
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.process import run as run_program
+from chump_orchestrator.adapters.pulls_explained import Explainer
 from chump_orchestrator.adapters.pulls_graphql import (
     Answer,
     Repository,
@@ -28,6 +29,7 @@ from chump_orchestrator.adapters.pulls_graphql import (
     repository_named,
 )
 from chump_orchestrator.adapters.pulls_ours import SLACK, Commits, as_of_launch, in_short
+from chump_orchestrator.core.complaints import Complaint
 from chump_orchestrator.core.errors import ConfigError, MissingProgram, RateLimited, Unavailable
 from chump_orchestrator.core.outcome import PullRequest, PullState
 from chump_orchestrator.core.ports import Clock
@@ -167,6 +169,12 @@ class GhPulls:
         self._forget(watches)
         return answer
 
+    async def explain(self, watch: Watch, pull: PullRequest) -> tuple[Complaint, ...]:
+        """See `core.complaints.ExplainsFailures`."""
+        repository = self._repository = self._repository or await self._find_repository()
+        gh = Explainer(self._program, self._env, self._git.root, repository, self._timeout)
+        return await gh.explain(watch, pull)
+
     async def _choose(
         self,
         watch: Watch,
@@ -179,7 +187,9 @@ class GhPulls:
 
         That none is ours is said when a second look in a row finds the same strangers.
         """
-        accepted = self._accepted.setdefault(watch.dispatch, set())
+        # That of an attempt which this one goes on with was ours before.
+        before = set() if watch.accepted is None else {watch.accepted}
+        accepted = self._accepted.setdefault(watch.dispatch, before)
         strangers = set()
         for request in sorted(possible, key=lambda one: (_RANKS.index(one.state), -one.number)):
             # What was ours stays so, though its branch be rebased on GitHub.
@@ -197,6 +207,7 @@ class GhPulls:
                 checks=request.checks,
                 head=request.head,
                 url=request.url,
+                changes_requested=request.changes_requested,
             )
         if not strangers:
             self._doubted.pop(watch.dispatch, None)

@@ -23,7 +23,7 @@ REQUESTS_PER_BRANCH = 10
 # more for every ten branches.
 _FRAGMENT = """
 fragment request on PullRequest {
-  number state createdAt headRefOid headRefName isCrossRepository url
+  number state createdAt headRefOid headRefName isCrossRepository url reviewDecision
   headRef { target { ... on Commit { oid statusCheckRollup { state } } } }
 }
 """
@@ -70,6 +70,7 @@ class Request:
     is_fork: bool
     checks: Checks
     url: str
+    changes_requested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +187,8 @@ def _request(node: object, branch: str) -> Request | None:
         is_fork=_part(node, "isCrossRepository", bool),
         checks=_checks(node, head),
         url=url if is_plain else "",
+        changes_requested=isinstance(node, dict)
+        and node.get("reviewDecision") == "CHANGES_REQUESTED",
     )
 
 

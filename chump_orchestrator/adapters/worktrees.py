@@ -19,10 +19,10 @@ import structlog
 
 from chump_orchestrator.adapters import proposing, registrations, rooms
 from chump_orchestrator.adapters.git import Git, failure
-from chump_orchestrator.adapters.losses import QUIET, SALVAGED, Findings, Losses
+from chump_orchestrator.adapters.kept import KeptWorktrees, is_anothers
+from chump_orchestrator.adapters.losses import QUIET, Losses
 from chump_orchestrator.adapters.prepared import Prepared
 from chump_orchestrator.adapters.registrations import REASON, Registration
-from chump_orchestrator.adapters.salvage import Salvage
 from chump_orchestrator.adapters.upstream import Upstream
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Names, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
@@ -41,9 +41,6 @@ UNDO_S = 60.0
 FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 BRANCH = re.compile(r"(?![-/.])[^\x00-\x20\x7f~^:?*\[\\]+(?<![/.])")
 OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", re.ASCII)
-
-KEPT = "chump-kept"
-"""In a kept worktree's administrative folder: since when, for which dispatch, how completely."""
 
 
 class GitWorktrees:
@@ -76,11 +73,17 @@ class GitWorktrees:
         self._base_dir = Path(os.path.realpath(base_dir))
         self._prefix = prefix
         self._upstream = Upstream(git, base_ref, interval, clock)
-        self._keep = timedelta(days=keep_days)
         self._losses = Losses(git, prefix, keep_ignored)
-        self._salvage = Salvage(git)
+        self._kept = KeptWorktrees(
+            git,
+            self._base_dir,
+            self._losses,
+            self._upstream,
+            clock,
+            timedelta(days=keep_days),
+            self._take_down,
+        )
         self._min_free = min_free
-        self._clock = clock
         self._reserved = reserved
         self._prepared = None
         if prepared_dir is not None:
@@ -175,7 +178,7 @@ class GitWorktrees:
         if path.parent != self._base_dir or await anyio.to_thread.run_sync(path.is_symlink):
             return Removal(removed=False, reason=f"{path} does not lie in {self._base_dir}")
         entry = await self._entry(path)
-        if _is_anothers(entry, dispatch_id):
+        if is_anothers(entry, dispatch_id):
             log.debug("worktree.reassigned", path=str(path), dispatch=dispatch_id)
             return Removal(removed=True)
         try:
@@ -188,50 +191,28 @@ class GitWorktrees:
             if await self._take_down(workspace, entry, found.tip, dispatch_id):
                 log.info("worktree.removed", path=str(path), branch=workspace.branch)
             return Removal(removed=True, pushed=found.pushed)
-        if _is_anothers(await self._entry(path), dispatch_id):
+        if is_anothers(await self._entry(path), dispatch_id):
             log.debug("worktree.reassigned", path=str(path), dispatch=dispatch_id)
             return Removal(removed=True, pushed=found.pushed)
         reason = "; ".join(found.reasons)
         try:
-            ref = await self._save(workspace, entry, found, dispatch_id)
+            ref = await self._kept.save(workspace, entry, found, dispatch_id)
         except Refused as error:
             reason, ref = f"{reason}; no snapshot could be made: {error}", ""
         log.warning("worktree.kept", path=str(path), why=reason, ref=ref)
         return Removal(removed=False, reason=reason, salvage_ref=ref, pushed=found.pushed)
 
-    async def sweep_kept(self) -> tuple[str, ...]:
-        """Delete worktrees that were kept long enough and are whole in their snapshots.
+    async def keep(self, workspace: Workspace, dispatch_id: str) -> Removal:
+        return await self._kept.leave(workspace, dispatch_id)
 
-        The snapshots stay. What has changed since is kept anew, for as long again. Returns the
-        paths of those deleted.
-        """
-        gone = []
-        for entry in await self._entries():
-            kept = await anyio.to_thread.run_sync(rooms.read_note, entry.admin / KEPT)
-            if kept is None or entry.path is None or entry.path.parent != self._base_dir:
-                continue
-            if not kept.complete or self._clock.now() - kept.since < self._keep:
-                continue
-            ref = SALVAGED + kept.dispatch
-            before = await self._git.commit(ref)
-            if not before:
-                continue
-            workspace = Workspace(str(entry.path), kept.branch, kept.base)
-            try:
-                found = await self._losses.examine(workspace, entry, await self._upstream.ref())
-                if any("works in it" in reason for reason in found.reasons):
-                    continue
-                if found.reasons:
-                    await self._save(workspace, entry, found, kept.dispatch)
-                if await self._git.commit(ref) != before:
-                    continue
-            except (Refused, Unavailable) as error:
-                log.warning("worktree.sweep_failed", path=workspace.path, error=str(error))
-                continue
-            if await self._take_down(workspace, entry, found.tip, kept.dispatch):
-                log.info("worktree.swept", path=workspace.path, ref=ref)
-                gone.append(workspace.path)
-        return tuple(gone)
+    async def holder(self, workspace: Workspace) -> str:
+        return await self._kept.holder(workspace)
+
+    async def hand_over(self, workspace: Workspace, giver: str, taker: str) -> bool:
+        return await self._kept.hand_over(workspace, giver, taker)
+
+    async def sweep_kept(self) -> tuple[str, ...]:
+        return await self._kept.sweep()
 
     async def shortage(self) -> str:
         short = await self._disk_shortage()
@@ -329,7 +310,7 @@ class GitWorktrees:
             if now is not None and (entry is None or now.admin != entry.admin):
                 is_ours = False
             else:
-                is_ours = not _is_anothers(now, dispatch_id)
+                is_ours = not is_anothers(now, dispatch_id)
             if not is_ours:
                 log.debug("worktree.reassigned", path=workspace.path, dispatch=dispatch_id)
                 return False
@@ -367,26 +348,8 @@ class GitWorktrees:
                 raise error
         return trash
 
-    async def _save(
-        self, workspace: Workspace, entry: Registration | None, found: Findings, dispatch_id: str
-    ) -> str:
-        now = self._clock.now()
-        ref = SALVAGED + dispatch_id
-        before = await self._git.commit(ref)
-        snapshot = await self._salvage.snapshot(workspace, entry, found, dispatch_id, now)
-        if entry is not None and snapshot.oid != before:
-            note = rooms.Note(dispatch_id, workspace.branch, workspace.base, now, snapshot.complete)
-            await anyio.to_thread.run_sync(rooms.write_note, entry.admin / KEPT, note)
-        return ref
-
     async def _entries(self) -> tuple[Registration, ...]:
         return await anyio.to_thread.run_sync(registrations.registrations, self._git.common_dir)
 
     async def _entry(self, path: Path) -> Registration | None:
         return await anyio.to_thread.run_sync(registrations.registered, self._git.common_dir, path)
-
-
-def _is_anothers(entry: Registration | None, dispatch_id: str) -> bool:
-    """Whether a place is locked for another dispatch than this one."""
-    reason = "" if entry is None else entry.reason or ""
-    return reason.startswith(REASON) and reason != REASON + dispatch_id

@@ -82,11 +82,13 @@ def resume_command(invocation: Invocation) -> None:
 
 @click.command("retry")
 @click.argument("gap", type=GapId())
+@click.option("--resume", is_flag=True, help="Go on with its last session, in its worktree.")
 @everywhere
 @click.pass_obj
-def retry_command(invocation: Invocation, gap: str) -> None:
+def retry_command(invocation: Invocation, gap: str, *, resume: bool) -> None:
     """Dispatch GAP now, also one that is parked or was shipped."""
-    _ask_or_write(invocation, partial(_retry, gap), "retry", gap=gap)
+    write = partial(_go_on if resume else _retry, gap)
+    _ask_or_write(invocation, write, "retry", gap=gap, **({"resume": True} if resume else {}))
 
 
 @click.command("release")
@@ -162,6 +164,18 @@ async def _retry(gap: str, root: Path, loaded: Loaded, ledger: SqliteLedger) -> 
     await ledger.free(gap, now)
     await ledger.request_dispatch(gap)
     return f"{gap} is dispatched first when `chump-orchestrator run` starts"
+
+
+async def _go_on(gap: str, root: Path, loaded: Loaded, ledger: SqliteLedger) -> str:
+    from chump_orchestrator.wiring import session_of  # noqa: PLC0415 - slow to import
+
+    await _usable(gap, root, loaded)
+    former = await session_of(root, loaded, ledger, gap)
+    await ledger.request_dispatch(gap, resume=0)
+    return (
+        f"{gap} is gone on with first when `chump-orchestrator run` starts, in the session of"
+        f" {former.dispatch.id}"
+    )
 
 
 async def _release(gap: str, root: Path, loaded: Loaded, ledger: Ledger) -> str:

@@ -229,6 +229,7 @@ def _row(record: Record) -> dict[str, Any]:
         "id": dispatch.id,
         "gap": dispatch.gap.id,
         "attempt": dispatch.attempt,
+        "resumed_from": dispatch.resumed.dispatch if dispatch.resumed else None,
         "outcome": None if outcome is None else str(outcome.kind),
         "cause": None if outcome is None or outcome.cause is None else str(outcome.cause),
         "reason": "" if outcome is None else outcome.reason,

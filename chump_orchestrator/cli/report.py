@@ -23,7 +23,7 @@ from chump_orchestrator.core.budget import in_words
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.gap import duration_from
 from chump_orchestrator.core.ports import Ledger
-from chump_orchestrator.core.records import DispatchState, Record
+from chump_orchestrator.core.records import DispatchState, Parked, Record
 from chump_orchestrator.core.report import Report, Spent, report
 
 EVERYTHING = 2**31
@@ -179,10 +179,16 @@ async def _parked(ledger: Ledger) -> list[Waiting]:
     """Return what is parked for good, latest first; backoffs end by themselves."""
     parked = sorted(await ledger.parked(), key=lambda one: one.since, reverse=True)
     return [
-        Waiting("parked", one.reason, f"retry {one.gap}", one.gap, one.since)
+        Waiting("parked", one.reason, _remedy(one), one.gap, one.since)
         for one in parked
         if one.until is None
     ]
+
+
+def _remedy(parked: Parked) -> str:
+    """Return the command that gives a parked gap another chance, as its reason has it."""
+    resumed = f"retry {parked.gap} --resume"
+    return resumed if f"`{resumed}`" in parked.reason else f"retry {parked.gap}"
 
 
 def _pulls(found: Report) -> list[Waiting]:

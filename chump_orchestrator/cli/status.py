@@ -141,6 +141,7 @@ def _dispatch(record: Record, folder: Path, now: datetime) -> dict[str, Any]:
         "id": dispatch.id,
         "gap": dispatch.gap.id,
         "attempt": dispatch.attempt,
+        "resumed_from": dispatch.resumed.dispatch if dispatch.resumed else None,
         "state": str(state),
         "backend": dispatch.route.backend,
         "model": dispatch.route.model or None,

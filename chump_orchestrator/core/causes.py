@@ -24,6 +24,7 @@ class Cause(StrEnum):
     DEADLINE = "deadline"
     SPAWN = "spawn"
     LOST = "lost"
+    SESSION = "session"
     UNKNOWN = "unknown"
 
 
@@ -145,6 +146,15 @@ _SIGNS = (
         ("memory", "oom", "heap limit", "enomem"),
         r"out of memory\b|cannot allocate memory\b|\boom\b|\boom-?kill|heap limit\b"
         r"|enomem\b|memoryerror\b",
+    ),
+    # What every client says of a session that is not there, and two of one that is taken.
+    _Sign(
+        Cause.SESSION,
+        ("session", "no rollout"),
+        r"no (?:conversation|saved session|session) found with (?:session )?(?:id|name)\b"
+        r"|no rollout found for thread id\b|error: (?:\x1b?\[0m)?session not found\b"
+        r"|error resuming session\b"
+        r"|session id \S{1,80} is already in use\b",
     ),
     # What the operator allows an agent was used up before it had opened a request.
     _Sign(

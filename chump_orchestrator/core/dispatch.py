@@ -117,11 +117,29 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """Which dispatch an attempt goes on with, in its worktree, on its branch, in its session.
+
+    `since` is when the first of them was launched, in UTC: a request opened from then on is theirs
+    (behaviour P6). `number` and `head` are those of the request that was open when it was taken
+    over, `None` and empty where none was. `times` counts the sessions in a row that the daemon has
+    begun by itself for that request, 0 for one that an operator asked for.
+    """
+
+    dispatch: str
+    session: str
+    since: datetime
+    number: int | None = None
+    head: str = ""
+    times: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Dispatch:
     """One attempt to ship one gap.
 
     `attempt` counts this gap's dispatches from 1. It holds no path of one machine: where its
-    worktree lies is known to whoever runs it.
+    worktree lies is known to whoever runs it. `resumed` of `None` is an attempt of its own.
     """
 
     id: str
@@ -131,11 +149,15 @@ class Dispatch:
     deadlines: Deadlines
     names: Names
     created_at: datetime
+    resumed: Resumed | None = None
 
     @property
     def session(self) -> str:
-        """The id of its agent's session, for backends that let it be chosen: always the same."""
-        return str(uuid.uuid5(_SESSIONS, self.id))
+        """The id of its agent's session, for backends that let it be chosen: always the same.
+
+        Of an attempt that goes on with another one it is that one's, whoever chose it.
+        """
+        return self.resumed.session if self.resumed else str(uuid.uuid5(_SESSIONS, self.id))
 
 
 @dataclass(frozen=True, slots=True)

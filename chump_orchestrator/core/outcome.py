@@ -90,7 +90,8 @@ class PullRequest:
     """What the forge last said about a branch.
 
     `asked_at` is the moment, in UTC, before which the question was put: whatever happened up to
-    it is in the answer. `head` is the commit at the request's tip, or empty.
+    it is in the answer. `head` is the commit at the request's tip, or empty. `changes_requested`
+    says that a reviewer, as far as the forge counts one, wants it changed.
     """
 
     branch: str
@@ -100,6 +101,7 @@ class PullRequest:
     checks: Checks = Checks.NONE
     head: str = ""
     url: str = ""
+    changes_requested: bool = False
 
 
 class StopReason(StrEnum):

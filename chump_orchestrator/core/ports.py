@@ -28,6 +28,7 @@ from chump_orchestrator.core.records import (
     Watch,
 )
 from chump_orchestrator.core.reflection import Reflection
+from chump_orchestrator.core.resuming import KeptWorktrees, Wishes
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.core.tail import LINE_BYTES
 from chump_orchestrator.core.testimony import Progress, Usage
@@ -208,7 +209,7 @@ class Pulls(Protocol):
         ...
 
 
-class Worktrees(Protocol):
+class Worktrees(KeptWorktrees, Protocol):
     """Makes and removes worktrees, one at a time for the whole repository."""
 
     async def heal(self) -> tuple[str, ...]:
@@ -282,11 +283,14 @@ class Leases(Protocol):
         ...
 
 
-class Ledger(Chronicle, Protocol):
+class Ledger(Chronicle, Wishes, Protocol):
     """Dispatches and their states, ours alone. What a method returned from is durable."""
 
     async def add(self, dispatch: Dispatch) -> None:
-        """Record a planned dispatch; `Refused` when its gap has an active one."""
+        """Record a planned dispatch; `Refused` when its gap has an active one.
+
+        One that goes on with a session fulfils the wish for that in the same step.
+        """
         ...
 
     async def update(self, dispatch_id: str, record: Record) -> None:
@@ -367,18 +371,6 @@ class Ledger(Chronicle, Protocol):
 
     async def set_fuse(self, fuse: Fuse) -> None:
         """Store the state of the fuse."""
-        ...
-
-    async def request_dispatch(self, gap: str) -> None:
-        """Store that an operator wants this gap dispatched next; lasts over restarts."""
-        ...
-
-    async def requested(self) -> tuple[str, ...]:
-        """Return the gaps that were asked for, oldest first."""
-        ...
-
-    async def request_done(self, gap: str) -> None:
-        """Forget such a request."""
         ...
 
 

@@ -35,7 +35,8 @@ class Watch:
     """A branch whose pull request is looked for.
 
     Only a request created after `since` (UTC, slack included) from a head that descends from a
-    commit of this dispatch, made on top of `base`, is ours (behaviour P6).
+    commit of this dispatch, made on top of `base`, is ours (behaviour P6). `accepted` is one that
+    was found to be an earlier attempt's, which this dispatch goes on with.
     """
 
     dispatch: str
@@ -43,6 +44,7 @@ class Watch:
     base: str
     since: datetime
     number: int | None = None
+    accepted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,9 @@ class Settlement:
     `parked` of `None` frees the gap. `progress` says that something of it was accepted, `excused`
     that a failure does not count against the gap, such as that of a missing program (A4).
     `report` of `None` leaves what is on record. `unaccepted_usd` is what was spent after the last
-    accepted progress, all of it without any (behaviour X2); `None` is not known.
+    accepted progress, all of it without any (behaviour X2); `None` is not known. With `resume`
+    above 0 the gap's session is wanted at once, as by an operator; it counts such sessions in a row
+    (see `core.dispatch.Resumed`).
     """
 
     outcome: Outcome
@@ -198,6 +202,7 @@ class Settlement:
     excused: bool = False
     report: Report | None = None
     unaccepted_usd: float | None = None
+    resume: int = 0
 
 
 @dataclass(frozen=True, slots=True)

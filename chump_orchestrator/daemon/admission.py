@@ -56,11 +56,9 @@ class Admission:
         return budget.held_back(backlog, self.spending.held())
 
     async def free_slots(self, now: datetime, running: int, started: int) -> int:
-        """Return how many agents may be started now, by every brake that is no budget."""
+        """Return how many agents may be started now, by every brake but budgets and `is_full`."""
         world, assigned = self._world, self._assignment
         if not self._brakes.allows(now, 1) or assigned.why(started, now):
-            return 0
-        if self._lookout.count_open() >= world.policies.max_open_pulls:
             return 0
         places = self._roster.values()
         if self._brakes.fuse.blown_until and any(place.is_trial for place in places):
@@ -79,6 +77,11 @@ class Admission:
             return 0
         return self._brakes.allows(now, max(free, 0))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so many requests are open that none may be added."""
+        return self._lookout.count_open() >= self._world.policies.max_open_pulls
+
     def _undecided(self) -> int:
         """Return how many agents have ended without a request that anybody has seen."""
         supervisors = (place.supervisor for place in self._roster.values())
@@ -87,6 +90,17 @@ class Admission:
     def route(self, gap: Gap, now: datetime) -> Route | None:
         """Return the candidate whose turn it is, `None` while none can be used (behaviour G5)."""
         return self.cascade.choose(gap, now)
+
+    def wanted(self, gap: Gap, now: datetime, begun_at: Route | None = None) -> Route | None:
+        """Return where a gap goes that is wanted by name, `None` for not now.
+
+        A session goes on where it was begun; a new attempt begins a new walk of its candidates.
+        """
+        if begun_at is not None:
+            where = self._brakes.backends.first_usable((begun_at,), now)
+        else:
+            where = self.cascade.first(gap, now)
+        return where if where is not None and self.can_pay(gap, where, now) else None
 
     def can_pay(self, gap: Gap, where: Route, now: datetime) -> bool:
         """Say whether the budgets of the day allow this agent now (behaviour X3)."""

@@ -85,8 +85,11 @@ class Operations(Protocol):
         """End the pause, an operator's and the fuse's."""
         ...
 
-    async def retry(self, gap: str) -> str:
-        """Dispatch `gap` as soon as there is a slot, also a parked or shipped one."""
+    async def retry(self, gap: str, *, resume: bool = False) -> str:
+        """Dispatch `gap` as soon as there is a slot, also a parked or shipped one.
+
+        With `resume` its last session is gone on with, in its worktree.
+        """
         ...
 
     async def release(self, gap: str) -> str:
@@ -262,7 +265,7 @@ async def _carry_out(
         case "resume":
             message = await operations.resume()
         case "retry":
-            message = await operations.retry(gap)
+            message = await operations.retry(gap, resume=_flag(request, "resume"))
         case "why":
             message = await operations.why(gap)
         case _:

@@ -42,6 +42,8 @@ class Ending:
         supervisor, limit = place.supervisor, self._assignment.pull_wait
         if limit is None or supervisor is None or supervisor.is_running:
             return None
+        if supervisor.follow_up.is_granted:
+            return None
         waited_s = supervisor.waiting_s()
         return None if waited_s is None else max(limit.total_seconds() - waited_s, 0.0)
 

@@ -7,17 +7,22 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import anyio
 import structlog
 
-from chump_orchestrator.core.errors import ConfigError
+from chump_orchestrator.core.errors import ConfigError, Unavailable
 from chump_orchestrator.core.tail import LINE_BYTES
 from chump_orchestrator.core.testimony import MakesReaders, Report, Said
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.outcome import Exit
     from chump_orchestrator.core.ports import Agent
     from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()
+
+FOLLOW_AGAIN_S = 1.0
+"""Between two attempts to follow an agent, for want of what that takes."""
 
 LONGEST_LINE = 2**20
 """Bytes of a line that any backend can have at most."""
@@ -117,3 +122,13 @@ async def hear_out(world: World, backend: str, before: Report, agent: Agent) -> 
     await agent.follow(on_line, longest_line=hearing.longest_line)
     hearing.line("")
     return hearing.report
+
+
+async def followed(agent: Agent, on_line: Callable[[str], None], longest_line: int) -> Exit:
+    """Follow an agent to its end, also where this machine lacks what that takes for a while."""
+    while True:
+        try:
+            return await agent.follow(on_line, longest_line=longest_line)
+        except Unavailable as error:
+            log.warning("agent.unfollowed", error=str(error))
+            await anyio.sleep(FOLLOW_AGAIN_S)

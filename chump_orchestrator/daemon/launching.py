@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import structlog
 
 from chump_orchestrator.core.causes import Cause
-from chump_orchestrator.core.dispatch import Dispatch, Workspace, dispatch_id
+from chump_orchestrator.core.dispatch import Dispatch, Names, Resumed, Workspace, dispatch_id
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.records import DispatchState, Record
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from chump_orchestrator.core.gap import Gap
     from chump_orchestrator.core.ports import Agent
     from chump_orchestrator.core.routing import Route
+    from chump_orchestrator.daemon.reopening import Reopening
     from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()
@@ -76,9 +78,11 @@ async def launch(
     on_id: Callable[[str], None],
     is_wanted: Callable[[], bool],
     making: anyio.CancelScope,
+    reopening: Reopening | None = None,
 ) -> Launched | Failed | Postponed | Unwanted:
     """Dispatch `gap`: plan, worktree, lease, agent, in this order (behaviour D2).
 
+    With `reopening` its worktree is that of an earlier dispatch, whose session is gone on with.
     With `fresh_base`, a base fetched before that instant is fetched again. `on_id` is told the
     dispatch's id as soon as there is one. `is_wanted` is asked again before each step, the last
     time just before the agent is started. Cancelling `making` gives up the steps that git may
@@ -87,20 +91,23 @@ async def launch(
     """
     made: Record | Failed | Postponed | Unwanted = Unwanted()
     with making:
-        made = await _make(world, gap, route, fresh_base, on_id, is_wanted, making)
+        if reopening is None:
+            made = await _make(world, gap, route, fresh_base, on_id, is_wanted, making)
+        else:
+            made = await reopening.make(world, gap, route, on_id, is_wanted, making)
     if not isinstance(made, Record) or made.workspace is None:
         return Unwanted() if isinstance(made, Record) else made
     dispatch, workspace = made.dispatch, made.workspace
     result: Launched | Failed | Unwanted
     try:
-        result = await _in_workspace(world, made, workspace, is_wanted)
+        result = await _in_workspace(world, made, workspace, is_wanted, reopening)
     except (Unavailable, Refused, ConfigError) as error:
-        result = Failed(made, _spawn_failed(str(error)))
-    is_undone = not isinstance(result, Launched) and await undo(world, dispatch.id, workspace)
+        result = Failed(made, spawn_failed(str(error)))
+    is_undone = not isinstance(result, Launched) and await undo(world, dispatch, workspace)
     if isinstance(result, Failed) and is_undone:
         return replace(result, record=replace(result.record, workspace=None))
     if isinstance(result, Unwanted):
-        await _abort(world, dispatch)
+        await abort(world, dispatch)
     return result
 
 
@@ -124,6 +131,30 @@ async def _make(
         return Postponed(str(error), is_lasting=True)
     if not is_wanted():
         return Unwanted()
+    dispatch = planned(world, gap, route, attempt, names)
+    on_id(dispatch.id)
+    record = Record(dispatch, DispatchState.PLANNED)
+    try:
+        try:
+            await world.ledger.add(dispatch)
+        except (Unavailable, Refused) as error:
+            return Postponed(str(error))
+        try:
+            workspace = await world.worktrees.add(names, base, dispatch.id)
+        except (Unavailable, Refused) as error:
+            return Failed(record, spawn_failed(f"no worktree: {error}"))
+    except anyio.get_cancelled_exc_class():
+        if making.cancel_called:
+            with anyio.CancelScope(shield=True):
+                await abort(world, dispatch)
+        raise
+    return replace(record, workspace=workspace)
+
+
+def planned(
+    world: World, gap: Gap, route: Route, attempt: int, names: Names, resumed: Resumed | None = None
+) -> Dispatch:
+    """Return a new dispatch, nothing of it done yet; what is logged from now on is about it."""
     now = world.clock.now()
     suffix = "".join(world.chance.choices(SUFFIX, k=6))
     dispatch = Dispatch(
@@ -134,30 +165,16 @@ async def _make(
         deadlines=world.policies.deadlines.of(gap),
         names=names,
         created_at=now,
+        resumed=resumed,
     )
-    on_id(dispatch.id)
     structlog.contextvars.bind_contextvars(
         gap=gap.id, dispatch=dispatch.id, backend=route.backend, attempt=attempt
     )
-    record = Record(dispatch, DispatchState.PLANNED)
-    try:
-        try:
-            await world.ledger.add(dispatch)
-        except (Unavailable, Refused) as error:
-            return Postponed(str(error))
-        try:
-            workspace = await world.worktrees.add(names, base, dispatch.id)
-        except (Unavailable, Refused) as error:
-            return Failed(record, _spawn_failed(f"no worktree: {error}"))
-    except anyio.get_cancelled_exc_class():
-        if making.cancel_called:
-            with anyio.CancelScope(shield=True):
-                await _abort(world, dispatch)
-        raise
-    return replace(record, workspace=workspace)
+    return dispatch
 
 
-async def _abort(world: World, dispatch: Dispatch) -> None:
+async def abort(world: World, dispatch: Dispatch) -> None:
+    """Store that nobody wanted a dispatch any more before its agent was started."""
     try:
         await world.ledger.abort(dispatch.id, "nobody wanted it any more", world.clock.now())
     except (Unavailable, Refused) as error:
@@ -166,7 +183,11 @@ async def _abort(world: World, dispatch: Dispatch) -> None:
 
 
 async def _in_workspace(
-    world: World, record: Record, workspace: Workspace, is_wanted: Callable[[], bool]
+    world: World,
+    record: Record,
+    workspace: Workspace,
+    is_wanted: Callable[[], bool],
+    reopening: Reopening | None,
 ) -> Launched | Failed | Unwanted:
     """Claim, brief and start; whatever comes of it but `Launched` is to be undone."""
     dispatch = record.dispatch
@@ -176,10 +197,15 @@ async def _in_workspace(
     if denied is not None:
         outcome = Outcome(OutcomeKind.RACE_ABANDONED, denied.reason)
         return Failed(record, outcome, lease_ends_at=denied.until)
-    lessons = await _lessons(world, gap)
-    prompt = await world.prompts.prompt(gap, workspace, lessons)
-    command = world.backend(dispatch.route.backend).command(gap, dispatch.route, prompt)
-    told = Report(session=dispatch.session) if command.names_session else record.report
+    lessons: tuple[str, ...] = ()
+    if reopening is None:
+        lessons = await _lessons(world, gap)
+        prompt = await world.prompts.prompt(gap, workspace, lessons)
+        command = world.backend(dispatch.route.backend).command(gap, dispatch.route, prompt)
+    else:
+        prompt, command = await reopening.order(world, dispatch, workspace)
+    has_session = command.names_session or dispatch.resumed is not None
+    told = Report(session=dispatch.session) if has_session else record.report
     record = replace(record, state=DispatchState.LAUNCHING, lessons=lessons, report=told)
     await world.ledger.update(dispatch.id, record)
     if not is_wanted():
@@ -187,7 +213,7 @@ async def _in_workspace(
     try:
         agent = await world.executor.launch(dispatch, workspace, command, prompt)
     except Refused as error:
-        return Failed(record, _spawn_failed(str(error)), backend_at_fault=True)
+        return Failed(record, spawn_failed(str(error)), backend_at_fault=True)
     return await _running(world, record, workspace, agent)
 
 
@@ -227,17 +253,19 @@ async def _lessons(world: World, gap: Gap) -> tuple[str, ...]:
         return ()
 
 
-async def undo(world: World, dispatch_id: str, workspace: Workspace) -> bool:
+async def undo(world: World, dispatch: Dispatch, workspace: Workspace) -> bool:
     """Give back lease and worktree of a dispatch whose agent never ran; say whether all is gone.
 
-    Failures are logged, and left for the tidying.
+    A worktree that it did not make goes back to the dispatch whose session it was to go on with,
+    and nothing in it is touched. Failures are logged, and left for the tidying.
     """
     is_gone = True
     with anyio.CancelScope(shield=True):
-        for step in (
-            lambda: world.leases.release(dispatch_id),
-            lambda: world.worktrees.remove(workspace, dispatch_id),
-        ):
+        steps: tuple[Callable[[], Awaitable[None]], ...] = (
+            partial(world.leases.release, dispatch.id),
+            partial(give_back, world, dispatch, workspace),
+        )
+        for step in steps:
             try:
                 await step()
             except (Unavailable, Refused) as error:
@@ -246,5 +274,14 @@ async def undo(world: World, dispatch_id: str, workspace: Workspace) -> bool:
     return is_gone
 
 
-def _spawn_failed(reason: str) -> Outcome:
+async def give_back(world: World, dispatch: Dispatch, workspace: Workspace) -> None:
+    """Remove the worktree of a dispatch that had no agent, or return it to whose it was."""
+    if dispatch.resumed is None:
+        await world.worktrees.remove(workspace, dispatch.id)
+    else:
+        await world.worktrees.hand_over(workspace, dispatch.id, dispatch.resumed.dispatch)
+
+
+def spawn_failed(reason: str) -> Outcome:
+    """Return the outcome of a dispatch whose agent was never started."""
     return Outcome(OutcomeKind.SPAWN_FAILED, reason, Cause.SPAWN)

@@ -17,9 +17,11 @@ from chump_orchestrator.core.picker import choose
 from chump_orchestrator.core.records import Vitals
 from chump_orchestrator.core.testimony import Report
 from chump_orchestrator.daemon.orchestrator import Manner
+from chump_orchestrator.daemon.reopening import former_of
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.gap import Gap
+    from chump_orchestrator.core.records import Record
     from chump_orchestrator.daemon.orchestrator import Orchestrator
     from chump_orchestrator.daemon.roster import Place
 
@@ -159,8 +161,11 @@ class Operator:
         found = self._scheduler.admission.spending.verdict(now)
         return found.reason if found.reached else ""
 
-    async def retry(self, gap: str) -> str:
-        """Dispatch a gap as soon as there is a slot, whatever has become of it before."""
+    async def retry(self, gap: str, *, resume: bool = False) -> str:
+        """Dispatch a gap as soon as there is a slot, whatever has become of it before.
+
+        With `resume` its last session is gone on with; `Refused` with why that cannot be.
+        """
         entry = self._known(gap)
         if isinstance(entry, Rejection):
             msg = f"{gap} was left out of the backlog: {entry.reason}"
@@ -169,11 +174,15 @@ class Operator:
         if spent := self._spent():
             msg = f"{gap} is not dispatched: {spent}"
             raise Refused(msg)
-        await self._daemon.world.ledger.request_dispatch(gap)
+        world, what = self._daemon.world, "dispatched next"
+        if resume:
+            former = await former_of(gap, world.ledger, world.worktrees.holder, world.backend)
+            what = f"gone on with next, in the session of {former.dispatch.id}"
+        await world.ledger.request_dispatch(gap, resume=0 if resume else None)
         self._scheduler.bell.ring()
         held = self._scheduler.brakes.why()
         later = f"; but not yet: {held}" if held else self._ending()
-        return f"{gap} is dispatched next{later}"
+        return f"{gap} is {what}{later}"
 
     async def release(self, gap: str) -> str:
         """Free a gap: it is eligible again."""
@@ -263,6 +272,7 @@ class Operator:
             "id": place.dispatch,
             "gap": place.gap.id,
             "attempt": place.attempt,
+            "resumed_from": _resumed_from(record),
             "state": _state(place),
             "backend": place.route.backend,
             "model": place.route.model or None,
@@ -281,6 +291,11 @@ class Operator:
             else {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)},
             **(supervisor.report if supervisor else Report()).facts(),
         }
+
+
+def _resumed_from(record: Record | None) -> str | None:
+    resumed = record.dispatch.resumed if record else None
+    return resumed.dispatch if resumed else None
 
 
 def _state(place: Place) -> str:

@@ -168,7 +168,7 @@ async def _end(world: World, found: _Found) -> None:
         record = replace(record, exit=agent.exit, exited_at=at, report=report)
     elif found.remembered is None:
         if record.workspace is not None:
-            await undo(world, dispatch.id, record.workspace)
+            await undo(world, dispatch, record.workspace)
         await world.ledger.abort(dispatch.id, "no agent was ever started", world.clock.now())
         return
     if found.remembered is None:

@@ -90,7 +90,7 @@ async def _taken_up(world: World, record: Record, agent: Agent | None) -> TakenU
         if workspace is None:
             path = await world.worktrees.path_of(dispatch.names)
             workspace = Workspace(path, dispatch.names.branch, "")
-        await undo(world, dispatch.id, workspace)
+        await undo(world, dispatch, workspace)
         await world.ledger.abort(dispatch.id, "no agent was ever started", world.clock.now())
         log.info("dispatch.aborted", dispatch=dispatch.id, gap=dispatch.gap.id)
         world.tell("dispatch.aborted", dispatch=dispatch.id, gap=dispatch.gap.id)

@@ -16,6 +16,7 @@ from chump_orchestrator.core.routing import Route
 
 if TYPE_CHECKING:
     from chump_orchestrator.daemon.supervisor import Supervisor
+    from chump_orchestrator.daemon.wishes import Wish
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class Place:
 
     `siblings` is how many other agents were in flight when its own ended (behaviour R4).
     `broken` is one that ended in a bug: nothing starts the gap again before the next start.
+    `wish` is what was asked for by name, if it was.
     `making` is the scope of the steps before there is a worktree, which a stop gives up.
     `has_rested` says that its account rests since its agent's last words, before it is settled.
     """
@@ -35,7 +37,7 @@ class Place:
     supervisor: Supervisor | None = None
     stop_asked: tuple[StopReason, bool] | None = None
     is_trial: bool = False
-    is_requested: bool = False
+    wish: Wish | None = None
     settled: bool = False
     broken: bool = False
     has_rested: bool = False
@@ -45,6 +47,8 @@ class Place:
     @property
     def holds_slot(self) -> bool:
         """Whether an agent of it runs or is being started."""
+        if self.supervisor is not None and self.supervisor.follow_up.is_granted:
+            return True  # for the session that goes on with its request
         if self.settled:
             return False
         if self.supervisor is None:

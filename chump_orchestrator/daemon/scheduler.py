@@ -10,33 +10,30 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
-from chump_orchestrator.core.brakes import fingerprint
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.gap import Gap
-from chump_orchestrator.core.outcome import (
-    STOPPED_BY_OPERATOR,
-    Outcome,
-    OutcomeKind,
-    StopReason,
-)
+from chump_orchestrator.core.outcome import Outcome, OutcomeKind, StopReason
 from chump_orchestrator.core.picker import choose
-from chump_orchestrator.core.records import Parked, Pause, Record
+from chump_orchestrator.core.records import Pause, Record
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.daemon.admission import Admission
 from chump_orchestrator.daemon.bell import Bell
 from chump_orchestrator.daemon.brakes import Brakes
 from chump_orchestrator.daemon.ending import Ending
+from chump_orchestrator.daemon.follow_up import grant
 from chump_orchestrator.daemon.launching import Failed, Launched, Postponed, Unwanted, launch
 from chump_orchestrator.daemon.lookout import Lookout
 from chump_orchestrator.daemon.recovery import TakenUp, regain
 from chump_orchestrator.daemon.roster import Assignment, Place
-from chump_orchestrator.daemon.settling import attempt_of, met_by, settle, tidy
+from chump_orchestrator.daemon.settling import attempt_of, met_by, settle, tidy_patiently
 from chump_orchestrator.daemon.standing import free_what_changed, standing
 from chump_orchestrator.daemon.supervisor import Supervisor
+from chump_orchestrator.daemon.wishes import Wish, not_begun, wishes
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
+    from chump_orchestrator.core.dispatch import Dispatch
     from chump_orchestrator.daemon.keeper import BacklogKeeper
     from chump_orchestrator.daemon.world import World
 
@@ -44,9 +41,6 @@ log = structlog.get_logger()
 
 LEASE_GLANCE = timedelta(seconds=30)
 """How often others' leases are looked at while there are some."""
-
-UNTIDY_S, LONGEST_UNTIDY_S = 1.0, 30.0
-"""Between two attempts to tidy up after a dispatch, doubling, and from where on to give up."""
 
 
 class Scheduler:
@@ -184,10 +178,15 @@ class Scheduler:
         free = 0
         if not self.draining:
             free = await self.admission.free_slots(now, self.running, self.started)
-        if asked := await self._start_requested(group, assigned, free, now):
+        is_full = self.admission.is_full
+        if asked := await self._start_requested(group, assigned, free, now, is_full=is_full):
             free -= len(asked)
             begun = dict.fromkeys(asked, Hold(HoldKind.ACTIVE, "being dispatched"))
             assigned = assigned.with_holds({**assigned.holds, **begun}, assigned.shipped)
+        waiting = [place.supervisor for place in self.roster.values() if place.supervisor]
+        free -= grant(waiting, free, lambda one: self._may_follow(one, assigned, now))
+        if is_full:
+            free = 0
         # With a backend parked, gaps that go to another one may stand further down.
         wanted = free if not brakes.backends else len(assigned.gaps)
         picked = 0
@@ -204,36 +203,36 @@ class Scheduler:
         ends = [h.until for h in assigned.holds.values() if h.until is not None and h.until > now]
         self._next = min((*ends, *self.admission.ends(now)), default=None)
 
+    def _may_follow(self, dispatch: Dispatch, backlog: Backlog, now: datetime) -> bool:
+        """Whether a session that goes on with a dispatch would be started now."""
+        gap, only = dispatch.gap, self._assignment.gaps
+        if gap.id not in backlog.index.gaps or (only and gap.id not in only):
+            return False
+        is_blown = self.brakes.fuse.blown_until is not None
+        return not is_blown and self.admission.wanted(gap, now, dispatch.route) is not None
+
     async def _start_requested(
-        self, group: TaskGroup, backlog: Backlog, free: int, now: datetime
+        self, group: TaskGroup, backlog: Backlog, free: int, now: datetime, *, is_full: bool
     ) -> list[str]:
         """Dispatch what an operator has asked for by name, ahead of all else (behaviour X2)."""
-        begun: list[str] = []
-        for gap_id in await self.world.ledger.requested():
-            gap = backlog.index.gaps.get(gap_id)
-            if self._assignment.gaps and gap_id not in self._assignment.gaps:
-                continue
-            if gap is None:
-                await self.world.ledger.request_done(gap_id)
-                log.warning("request.dropped", gap=gap_id, why="it is not in the backlog")
-                continue
-            where = self.admission.cascade.first(gap, now)
-            if gap_id in self.roster or where is None or len(begun) >= free:
-                continue
-            if not self.admission.can_pay(gap, where, now):
-                break
-            await self.world.ledger.request_done(gap_id)
-            await self.world.ledger.free(gap_id, now)
-            self.admission.freed(gap_id)
-            self._start(group, gap, where, is_requested=True)
-            begun.append(gap_id)
-        return begun
+        wanted = await wishes(
+            self.world,
+            backlog,
+            free,
+            is_full=is_full,
+            only=self._assignment.gaps,
+            under_way=self.roster,
+            routed=lambda gap, begun_at: self.admission.wanted(gap, now, begun_at),
+        )
+        for wish in wanted:
+            if wish.reopening is None:
+                self.admission.freed(wish.gap.id)
+            self._start(group, wish.gap, wish.route, wish)
+        return [wish.gap.id for wish in wanted]
 
-    def _start(
-        self, group: TaskGroup, gap: Gap, where: Route, *, is_requested: bool = False
-    ) -> None:
+    def _start(self, group: TaskGroup, gap: Gap, where: Route, wish: Wish | None = None) -> None:
         is_trial = self.brakes.fuse.blown_until is not None
-        place = Place(gap, where, is_trial=is_trial, is_requested=is_requested)
+        place = Place(gap, where, is_trial=is_trial, wish=wish)
         self.roster[gap.id] = place
         self.started += 1
         group.start_soon(self._guarded, place, self._dispatch, place)
@@ -269,6 +268,7 @@ class Scheduler:
             on_id=note,
             is_wanted=lambda: place.stop_asked is None and not self.draining,
             making=place.making,
+            reopening=place.wish.reopening if place.wish else None,
         )
         if isinstance(result, Launched | Failed):
             place.attempt = result.record.dispatch.attempt
@@ -295,12 +295,9 @@ class Scheduler:
     async def _not_begun(self, place: Place) -> None:
         """Take back the place of a dispatch of which nothing is left."""
         self.started -= 1
-        gap, ledger, now = place.gap, self.world.ledger, self.world.clock.now()
+        stopped = place.stop_asked is not None and place.stop_asked[0] is StopReason.OPERATOR
         try:
-            if place.stop_asked is not None and place.stop_asked[0] is StopReason.OPERATOR:
-                await ledger.park(Parked(gap.id, STOPPED_BY_OPERATOR, fingerprint(gap), now))
-            elif place.is_requested:
-                await ledger.request_dispatch(gap.id)
+            await not_begun(self.world, place.gap, place.wish, is_stopped=stopped)
         finally:
             self._leave(place)
 
@@ -327,7 +324,7 @@ class Scheduler:
         siblings = self.running - (1 if place.holds_slot else 0)
         report = supervisor.report if supervisor else record.report
         is_backends = bool(failed and failed.backend_at_fault)
-        cascade = self.admission.cascade
+        cascade, taken = self.admission.cascade, supervisor.follow_up.taken if supervisor else 0
         settled = await settle(
             self.world,
             record,
@@ -339,6 +336,7 @@ class Scheduler:
             backend_at_fault=is_backends,
             heir=lambda ended: cascade.heir(record, ended, is_excused=is_backends),
             accepted_usd=supervisor.accepted_usd if supervisor else None,
+            resume=taken,
         )
         now = self.world.clock.now()
         place.settled, place.is_trial = True, False
@@ -352,17 +350,17 @@ class Scheduler:
         if settled.kind is OutcomeKind.SHIPPED:
             self._shipped_at = now
         with anyio.CancelScope(shield=True):
-            if not place.has_rested:
-                self.brakes.met(record.dispatch.route, settled)
-            has_heir = heir is not None
-            await self.brakes.settled(record.dispatch, settled, now, has_heir=has_heir)
+            if taken:  # its request has not failed yet: another session goes on with it
+                await self.brakes.change_fuse(lambda fuse: fuse.forgotten(record.dispatch.id))
+            else:
+                if not place.has_rested:
+                    self.brakes.met(record.dispatch.route, settled)
+                has_heir = heir is not None
+                await self.brakes.settled(record.dispatch, settled, now, has_heir=has_heir)
         self._outbox.ring()
         self.bell.ring()
         # Its gap stays on the roster until its place in the repository is free again.
-        wait_s = UNTIDY_S
-        while not await tidy(self.world, record) and wait_s < LONGEST_UNTIDY_S:
-            await anyio.sleep(wait_s)
-            wait_s *= 2
+        await tidy_patiently(self.world, record)
         self._leave(place)
 
     def _leave(self, place: Place) -> None:

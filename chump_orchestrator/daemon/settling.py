@@ -11,7 +11,14 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.attempts import Attempt
-from chump_orchestrator.core.brakes import History, Park, Retry, consequence, fingerprint
+from chump_orchestrator.core.brakes import (
+    Consequence,
+    History,
+    Park,
+    Retry,
+    consequence,
+    fingerprint,
+)
 from chump_orchestrator.core.cascade import HANDING_OVER, named
 from chump_orchestrator.core.causes import Cause, cause_of
 from chump_orchestrator.core.errors import Refused, Unavailable
@@ -19,11 +26,15 @@ from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
 from chump_orchestrator.core.records import Parked, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.resets import resets_at, sound
+from chump_orchestrator.core.resuming import consequence_for, made_progress, offer
 from chump_orchestrator.core.routing import Route, task_class
 from chump_orchestrator.core.tail import harmless
 from chump_orchestrator.core.testimony import Report, Usage
+from chump_orchestrator.daemon.launching import give_back
+from chump_orchestrator.daemon.reopening import leaves_session
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.dispatch import Workspace
     from chump_orchestrator.core.ports import Agent
     from chump_orchestrator.daemon.supervisor import Supervisor
     from chump_orchestrator.daemon.world import World
@@ -32,6 +43,9 @@ log = structlog.get_logger()
 
 LOOK_S = 10.0
 """How long it may take to find out whether something of a dispatch was pushed."""
+
+UNTIDY_S, LONGEST_UNTIDY_S = 1.0, 30.0
+"""Between two attempts to tidy up after a dispatch, doubling, and from where on to give up."""
 
 AGAIN_S = 5.0
 """Between two attempts to write down an outcome: it is delayed, never dropped."""
@@ -50,12 +64,13 @@ async def settle(
     ended_at: datetime | None = None,
     heir: Callable[[Outcome], Route | None] = lambda _: None,
     accepted_usd: float | None = None,
+    resume: int = 0,
 ) -> Outcome:
     """Write the outcome down and put its reflection into the outbox, in one transaction.
 
     `ended_at` of `None` is now. `heir` says who takes the gap over from a dispatch that ended so
     (behaviour G5); `accepted_usd` is what was spent when its last progress was accepted, `None`
-    when that is not known.
+    when that is not known; `resume` as in `core.records.Settlement`.
 
     Returns the outcome with its cause. A ledger that does not answer delays it; cancelled
     meanwhile, nothing is settled, and the next start does it from the record. Once written, it is
@@ -86,6 +101,7 @@ async def settle(
                         heir=named(follower) if follower is not None else "",
                         accepted_usd=accepted_usd,
                     )
+                    settlement = replace(settlement, resume=resume)
                     await world.ledger.settle(record.dispatch.id, settlement)
                     _tell(world, record, outcome, settlement)
                     return outcome
@@ -172,9 +188,13 @@ def attempt_of(
 
 async def _has_progressed(world: World, record: Record) -> bool:
     """Say whether something of a dispatch was accepted: a request, or a commit that was pushed."""
-    if record.pull is not None and record.pull.state is not PullState.NONE:
+    if made_progress(record):
         return True
+    if record.pull is not None and record.pull.state is not PullState.NONE:
+        return False
     if world.has_pushed is None or record.workspace is None or record.launched_at is None:
+        return False
+    if record.dispatch.resumed is not None:  # what is there may be an earlier attempt's
         return False
     trouble = "it took too long to tell"
     try:
@@ -222,7 +242,7 @@ async def _settlement(
         usd=(0.0 if progress else before.usd) + (unaccepted_usd or 0.0),
     )
     clean = record.exit is None or record.exit.clean
-    parked = None
+    what: Consequence | None = None
     if not backend_at_fault:
         wait = lease_ends_at - ended_at if lease_ends_at is not None else None
         what = consequence(
@@ -234,7 +254,10 @@ async def _settlement(
             lease_ends_in=wait,
             heir=heir,
         )
-        parked = _parked(what, record, ended_at)
+    what = consequence_for(dispatch, what, outcome)
+    if isinstance(what, Park) and _may_go_on(world, replace(record, report=report)):
+        what = Park(f"{what.reason}; {offer(dispatch.gap.id, outcome)}")
+    parked = _parked(what, record, ended_at)
     began = record.launched_at or dispatch.created_at
     reflection = Reflection(
         dispatch=dispatch.id,
@@ -267,6 +290,13 @@ async def _settlement(
         report=report,
         unaccepted_usd=unaccepted_usd,
     )
+
+
+def _may_go_on(world: World, record: Record) -> bool:
+    """Whether a parked gap's session can be gone on with: this one's, or that it was to have."""
+    if record.dispatch.resumed is not None and record.launched_at is None:
+        return True
+    return leaves_session(world, record)
 
 
 def _storable(world: World, tail: Sequence[str]) -> tuple[str, ...]:
@@ -309,17 +339,39 @@ def _tell(world: World, record: Record, outcome: Outcome, settlement: Settlement
 async def tidy(world: World, record: Record) -> bool:
     """Release the lease and remove the worktree of an ended dispatch, if nothing is lost by it.
 
-    Says whether that is done; if not, the next start finds it untidied. Cancelling is safe at any
-    moment.
+    That of a parked gap whose session can be gone on with stays as it is; one that was taken over
+    by a dispatch that never had an agent goes back. Says whether that is done; if not, the next
+    start finds it untidied. Cancelling is safe at any moment.
     """
     dispatch = record.dispatch
     try:
         await world.leases.release(dispatch.id)
         if record.workspace is not None:
-            await world.worktrees.remove(record.workspace, dispatch.id)
+            await _leave(world, record, record.workspace)
         await world.ledger.tidied(dispatch.id)
     except (Unavailable, Refused) as error:
         log.warning("dispatch.untidied", dispatch=dispatch.id, error=str(error))
         return False
     world.tell("dispatch.tidied", gap=dispatch.gap.id, dispatch=dispatch.id)
     return True
+
+
+async def tidy_patiently(world: World, record: Record) -> None:
+    """Tidy up after a dispatch, again and again for a while; the next start does it otherwise."""
+    wait_s = UNTIDY_S
+    while not await tidy(world, record) and wait_s < LONGEST_UNTIDY_S:
+        await anyio.sleep(wait_s)
+        wait_s *= 2
+
+
+async def _leave(world: World, record: Record, workspace: Workspace) -> None:
+    dispatch = record.dispatch
+    if dispatch.resumed is not None and record.launched_at is None:
+        await give_back(world, dispatch, workspace)
+        return
+    if leaves_session(world, record):
+        parked = await world.ledger.parked()
+        if any(one.gap == dispatch.gap.id and one.until is None for one in parked):
+            await world.worktrees.keep(workspace, dispatch.id)
+            return
+    await world.worktrees.remove(workspace, dispatch.id)

@@ -28,10 +28,12 @@ from chump_orchestrator.core.outcome import (
     judge,
 )
 from chump_orchestrator.core.records import DispatchState, Record, Watch
+from chump_orchestrator.core.resuming import watched_since
 from chump_orchestrator.core.tail import LINE_BYTES
 from chump_orchestrator.core.testimony import Report
 from chump_orchestrator.daemon.bell import Bell
-from chump_orchestrator.daemon.hearing import Hearing
+from chump_orchestrator.daemon.follow_up import FollowUp
+from chump_orchestrator.daemon.hearing import Hearing, followed
 from chump_orchestrator.daemon.lookout import Lookout, Sighting
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class Supervisor:
         self.given_up = False
         self.accepted_usd: float | None = None
         """What its agent had told to have spent when its last progress was accepted (X2)."""
+        self.follow_up = FollowUp(world)
         self._world = world
         self._lookout = lookout
         self._on_change = on_change
@@ -157,8 +160,9 @@ class Supervisor:
         workspace = self.record.workspace
         branch = workspace.branch if workspace else dispatch.names.branch
         if workspace is not None:
-            since = self.record.launched_at or dispatch.created_at
-            asked = Watch(dispatch.id, branch, workspace.base, since)
+            since, resumed = watched_since(self.record), dispatch.resumed
+            before = resumed.number if resumed else None
+            asked = Watch(dispatch.id, branch, workspace.base, since, accepted=before)
             self._lookout.watch(asked, self.bell.ring)
         try:
             async with anyio.create_task_group() as group:
@@ -180,7 +184,7 @@ class Supervisor:
             return
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey)
-            self._exit = await _followed(agent, lambda _: None, LINE_BYTES)
+            self._exit = await followed(agent, lambda _: None, LINE_BYTES)
             group.cancel_scope.cancel()
         self._on_change()
 
@@ -198,6 +202,12 @@ class Supervisor:
             is_merged = self._pull is not None and self._pull.state is PullState.MERGED
             if self._is_given_up and not is_merged:
                 return Outcome(OutcomeKind.CANCELLED, STOPPED_BY_OPERATOR)
+            if self._exit is not None and self._pull is not None and self.has_open_pull:
+                if self.follow_up.is_granted:
+                    await self._store(replace(self.record, pull=self._pull))
+                    return self.follow_up.take(self.record, self._pull)
+                if await self.follow_up.consider(self.record, self._pull):
+                    self._on_change()
             verdict = judge(self._observe(), deadlines)
             if isinstance(verdict, Stop) and self.stop_asked is None and self.agent is not None:
                 # Our clock went on while all stood still; the shim's count leaves that out.
@@ -297,7 +307,7 @@ class Supervisor:
             if hearing.session != self.record.report.session:
                 self.bell.ring()
 
-        ended = await _followed(agent, on_line, hearing.longest_line)
+        ended = await followed(agent, on_line, hearing.longest_line)
         hearing.line("")
         self._exit = ended
         self._on_change()
@@ -351,10 +361,12 @@ class Supervisor:
             if pull.state is not PullState.NONE and not first_active:
                 first_active = self.active()
             record = replace(record, pull_since=now, pull_since_active=first_active)
+        # Checks of another head have failed anew.
+        is_other = before is not None and before.head != pull.head
         if pull.checks is not Checks.FAILING:
             self._checks_s = None
             record = replace(record, checks_failed_since=None)
-        elif self._checks_s is None:
+        elif self._checks_s is None or is_other:
             self._checks_s = now_s
             record = replace(record, checks_failed_since=now)
         if is_new or record.checks_failed_since != self.record.checks_failed_since:
@@ -381,16 +393,6 @@ class Supervisor:
     def _tell(self, event: str, **fields: object) -> None:
         dispatch = self.record.dispatch
         self._world.tell(event, gap=dispatch.gap.id, dispatch=dispatch.id, **fields)
-
-
-async def _followed(agent: Agent, on_line: Callable[[str], None], longest_line: int) -> Exit:
-    """Follow an agent to its end, also where this machine lacks what that takes for a while."""
-    while True:
-        try:
-            return await agent.follow(on_line, longest_line=longest_line)
-        except Unavailable as error:
-            log.warning("agent.unfollowed", error=str(error))
-            await anyio.sleep(ASK_AGAIN.total_seconds())
 
 
 def _span(seconds: float) -> timedelta:

@@ -50,9 +50,10 @@ class Policies:
     """What the operator decided; swapped whole when settings are loaded again.
 
     `limits` are those of each agent, and `keep_awake` says whether the machine is kept from going
-    to sleep while one runs. `prepared` is how many worktrees are made ahead of time. `keep_logs` is
-    how long what a settled dispatch has left on disk is kept; `renewal` how often the leases of
-    living dispatches are renewed.
+    to sleep while one runs. `prepared` is how many worktrees are made ahead of time, and
+    `resumes_failed` says whether the daemon goes on by itself with a request that failed.
+    `keep_logs` is how long what a settled dispatch has left on disk is kept; `renewal` how often
+    the leases of living dispatches are renewed.
     """
 
     pick: PickPolicy
@@ -67,6 +68,7 @@ class Policies:
     limits: Limits = field(default_factory=Limits)
     keep_awake: bool = True
     prepared: int = 2
+    resumes_failed: bool = False
     keep_logs: timedelta = timedelta(days=30)
     renewal: timedelta = timedelta(minutes=10)
 

@@ -28,6 +28,13 @@ class OnSignal(StrEnum):
     DRAIN = "drain"
 
 
+class OnFailedChecks(StrEnum):
+    """What follows when checks or reviewers find fault: nothing, or another session (P9)."""
+
+    WAIT = "wait"
+    RESUME = "resume"
+
+
 class LogFormat(StrEnum):
     """How log lines look; `AUTO` goes by where they go."""
 

@@ -16,7 +16,14 @@ from typing import TypeVar
 from chump_orchestrator.core.gap import Effort, Priority
 from chump_orchestrator.core.routing import canonical_backend
 from chump_orchestrator.settings import rules
-from chump_orchestrator.settings.choices import LogFormat, LogLevel, OnSignal, PickKind, PickOrder
+from chump_orchestrator.settings.choices import (
+    LogFormat,
+    LogLevel,
+    OnFailedChecks,
+    OnSignal,
+    PickKind,
+    PickOrder,
+)
 from chump_orchestrator.settings.passed import passed_complaint
 from chump_orchestrator.settings.rules import Rule
 
@@ -154,12 +161,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Pulls:
-    """How pull requests are watched (behaviour P3 to P8)."""
+    """How pull requests are watched (behaviour P3 to P9)."""
 
     use: str = key("gh", PLUG_IN)
     interval: timedelta = key(timedelta(seconds=30), rules.duration(_SECOND, _HOUR))
     ci_grace: timedelta = key(timedelta(minutes=30), _SECONDS)
     deadline: timedelta = key(timedelta(hours=24), _SECONDS)
+    on_failed_checks: OnFailedChecks = key(OnFailedChecks.WAIT, rules.word(OnFailedChecks))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ LARGEST_FILE = 2**20
 
 NOT_IN_THIS_VERSION: Mapping[Key, str] = {
     ("ship",): "shipping in the place of agents",
-    ("pulls", "on_failed_checks"): "sending agents back to failed checks",
     ("routing", "learn"): "learning routes from outcomes",
 }
 """Features with keys of their own that other versions may have (behaviour C4)."""

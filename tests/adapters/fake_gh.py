@@ -1,4 +1,4 @@
-"""A small, honest `gh`: what the real one answers to `gh api graphql`, from a JSON file.
+"""A small, honest `gh`: what the real one answers to `gh api`, from a JSON file.
 
 Tests use `FakeGh` to install it into a folder of their PATH and to say what the forge knows. The
 very same file, with another first line, is the script: it reads `forge.json` beside it, computes
@@ -66,6 +66,7 @@ class FakeGh:
         self.repository = repository
         self.requests: list[dict[str, Any]] = []
         self.answer = "ok"
+        self.rest: dict[str, Any] = {}
         self.rate: dict[str, Any] | None = {
             "cost": 1,
             "remaining": 4900,
@@ -88,6 +89,7 @@ class FakeGh:
         state: str = "OPEN",
         fork: bool = False,
         checks: str | None = None,
+        review: str | None = None,
         tip: str = "",
     ) -> None:
         """Put a pull request there, or another in the place of the one with that number.
@@ -107,7 +109,7 @@ class FakeGh:
                 "isDraft": False,
                 "url": f"https://github.com/{self.repository}/pull/{number}",
                 "mergedAt": None,
-                "reviewDecision": None,
+                "reviewDecision": review,
                 "checks": checks,
                 "tip": tip or head,
             }
@@ -125,6 +127,7 @@ class FakeGh:
             "requests": self.requests,
             "answer": self.answer,
             "rate": self.rate,
+            "rest": self.rest,
         }
         new = self.folder / (FORGE + ".new")
         new.write_text(json.dumps(known), "utf-8")
@@ -187,7 +190,21 @@ def _requests(
     return nodes
 
 
+def _rest(here: Path) -> int:
+    """Answer what is asked by a path: as it is told to, and with 404 for all else."""
+    what = sys.argv[-1].partition("?")[0]
+    answer = json.loads((here / FORGE).read_text("utf-8"))["rest"].get(what)
+    if answer is None:
+        sys.stdout.write('{"message":"Not Found"}')
+        sys.stderr.write("gh: Not Found (HTTP 404)\n")
+        return 1
+    sys.stdout.write(answer if isinstance(answer, str) else json.dumps(answer))
+    return 0
+
+
 def _run(here: Path) -> int:
+    if sys.argv[1:3] == ["api", "--hostname"] and sys.argv[-1].startswith("repos/"):
+        return _rest(here)
     if sys.argv[1:3] != ["api", "graphql"] or sys.argv[-2:] != ["--input", "-"]:
         sys.stderr.write(f"unknown command {sys.argv[1:]!r} for this small gh\n")
         return 1

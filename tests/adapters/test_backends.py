@@ -30,6 +30,7 @@ from chump_orchestrator.adapters.faults import FAULTS, first_fault
 from chump_orchestrator.core.dispatch import Command
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.ports import Backend
+from chump_orchestrator.core.resuming import Resumes
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.core.testimony import Progress
 from chump_orchestrator.decisions import BYPASSING
@@ -141,7 +142,7 @@ def test_a_brief_that_begins_like_a_command_is_led_up_to(backend: Backend) -> No
             Goose(),
             ("goose",),
             (
-                *("run", "--no-session", "--with-builtin", "developer"),
+                *("run", "--name", "{session}", "--with-builtin", "developer"),
                 *("--output-format", "stream-json", "-q", "--model", "m", "-i", "-"),
             ),
             {"GOOSE_MODE": "auto"},
@@ -168,6 +169,51 @@ def test_other_clients_run_unattended_with_events_as_json(
     assert command.brief_on_stdin
     assert command.stop_signals == ("INT", "TERM")
     assert not command.expand
+
+
+@pytest.mark.parametrize(
+    ("backend", "instead", "how"),
+    [
+        (Claude(), SESSION, ("--resume", "s-1")),
+        (Codex(), (), ("resume", "s-1")),
+        (Gemini(), SESSION, ("--resume", "s-1")),
+        (Opencode(), (), ("--session", "s-1")),
+        (Goose(), ("--name", "{session}"), ("--resume", "--name", "s-1")),
+        (Qwen(), SESSION, ("--resume", "s-1")),
+    ],
+    ids=lambda one: getattr(one, "label", ""),
+)
+def test_d1_a_session_is_gone_on_with_by_the_same_command_but_for_its_name(
+    backend: Backend, instead: tuple[str, ...], how: tuple[str, ...]
+) -> None:
+    """Which program, settings and variables it has is no other; an id is given once."""
+    assert isinstance(backend, Resumes)
+    anew = backend.command(GAP, Route(backend.label, "m"), "/what to do")
+    again = backend.resume_command(GAP, Route(backend.label, "m"), "/what to do", "s-1")
+
+    assert again is not None
+    position = next(n for n, arg in enumerate(again.args) if arg == how[0])
+    assert again.args[position : position + len(how)] == how
+    without = again.args[:position] + again.args[position + len(how) :]
+    assert without == tuple(arg for arg in anew.args if arg not in instead)
+    assert not again.names_session
+    for name in ("programs", "env", "pass_env", "env_from", "stop_signals", "brief_prefix"):
+        assert getattr(again, name) == getattr(anew, name)
+
+
+def test_codex_reads_what_to_do_from_its_input_after_the_session() -> None:
+    command = Codex().resume_command(GAP, Route("codex"), "what to do", "s-1")
+
+    assert command.args[-3:] == ("resume", "s-1", "-")
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [Aider(), ChumpLocal(), Custom(BackendOptions(argv=("my-agent",)))],
+    ids=lambda one: one.label,
+)
+def test_clients_without_sessions_do_not_claim_to_go_on_with_them(backend: Backend) -> None:
+    assert not isinstance(backend, Resumes)
 
 
 def test_an_aider_has_its_brief_in_a_file_and_leaves_the_repository_s_files_alone() -> None:

@@ -60,8 +60,8 @@ class Daemon:
     async def resume(self) -> str:
         return await self._done("resume")
 
-    async def retry(self, gap: str) -> str:
-        return await self._done("retry", gap)
+    async def retry(self, gap: str, *, resume: bool = False) -> str:
+        return await self._done("retry", gap, *(["resume"] if resume else []))
 
     async def release(self, gap: str) -> str:
         return await self._done("release", gap)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from chump_orchestrator.core.dispatch import Deadlines, Workspace
+from chump_orchestrator.core.dispatch import Deadlines, Resumed, Workspace
 from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority
 from chump_orchestrator.core.records import Recalled
 from chump_orchestrator.core.routing import Route
@@ -42,6 +42,7 @@ DISPATCH = a_dispatch(
     route=Route("claude", "a-model", "PFX", "why"),
     deadlines=Deadlines(soft=timedelta(seconds=90.5), grace=timedelta(seconds=7)),
     created_at=NOW.replace(microsecond=123456),
+    resumed=Resumed("comp-005a-fe-before", "s-1", NOW - timedelta(hours=1), 412, "c" * 40, 2),
 )
 
 
@@ -89,6 +90,18 @@ async def test_keys_of_other_versions_are_no_matter(bench: Bench) -> None:
     assert told.dispatch == replace(DISPATCH, gap=replace(DISPATCH.gap, order=0))
 
 
+async def test_an_order_of_an_earlier_version_goes_on_with_nothing(bench: Bench) -> None:
+    spec = await launched(bench)
+    order = json.loads(spec.read_text())
+    del order["record"]["resumed"]
+    spec.write_text(json.dumps(order))
+
+    told = await recalled(bench)
+
+    assert told is not None
+    assert told.dispatch == replace(DISPATCH, resumed=None)
+
+
 @pytest.mark.parametrize(
     ("place", "to"),
     [
@@ -103,6 +116,10 @@ async def test_keys_of_other_versions_are_no_matter(bench: Bench) -> None:
         ("record.gap.place", []),
         ("record.deadlines", {}),
         ("record.created_at", "yesterday"),
+        ("record.resumed", "comp-005a-fe-before"),
+        ("record.resumed.dispatch", "../before"),
+        ("record.resumed.session", None),
+        ("record.resumed.since", 7),
         ("base", "--upload-pack=x"),
         ("branch", "-d"),
         ("cwd", "relative"),

@@ -27,10 +27,14 @@ class World:
     def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.repository = ARepository(folder)
         self.forge = FakeGh(folder / "bin")
-        mine = self.repository.env | {"GH_REPO": self.forge.repository} | dict(env or {})
-        self.pulls = GhPulls(
-            git=Git(self.repository.root, mine),
-            env=mine | {"PATH": f"{self.forge.folder}:{mine['PATH']}"},
+        self.env = self.repository.env | {"GH_REPO": self.forge.repository} | dict(env or {})
+        self.pulls = self.a_provider()
+
+    def a_provider(self) -> GhPulls:
+        """Return one that has seen nothing yet, as that of a daemon that has just begun."""
+        return GhPulls(
+            git=Git(self.repository.root, self.env),
+            env=self.env | {"PATH": f"{self.forge.folder}:{self.env['PATH']}"},
             clock=self.repository.clock,
         )
 
@@ -352,6 +356,31 @@ async def test_what_was_ours_stays_so_when_github_rebases_it(world: World) -> No
     seen = await world.look()
 
     assert (seen.state, seen.head) == (PullState.MERGED, "2" * 40)
+
+
+async def test_a_request_that_an_earlier_attempt_had_is_that_of_who_goes_on_with_it(
+    world: World,
+) -> None:
+    """Behaviour P6; though GitHub has rebased it, and another daemon asks."""
+    world.opened()
+    await world.look()
+    world.request(7, "2" * 40, state="OPEN")
+    world.pulls = world.a_provider()
+    watch = world.repository.watch(BRANCH, "the-one-after", accepted=7)
+
+    seen = (await world.pulls.look([watch]))[BRANCH]
+
+    assert (seen.state, seen.number, seen.head) == (PullState.OPEN, 7, "2" * 40)
+
+
+async def test_a_reviewer_s_word_is_told_with_the_request(world: World) -> None:
+    world.opened(review="CHANGES_REQUESTED")
+    wanted = await world.look()
+    world.request(7, wanted.head, review="APPROVED")
+
+    approved = await world.look()
+
+    assert (wanted.changes_requested, approved.changes_requested) == (True, False)
 
 
 async def test_a_number_that_an_agent_printed_proves_nothing(world: World) -> None:

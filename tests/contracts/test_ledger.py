@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -15,7 +15,7 @@ from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.causes import Cause
-from chump_orchestrator.core.dispatch import Workspace
+from chump_orchestrator.core.dispatch import Resumed, Workspace
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.gap import Effort, Place, Priority
 from chump_orchestrator.core.outcome import (
@@ -34,16 +34,7 @@ from chump_orchestrator.core.testimony import Report, Usage
 from chump_orchestrator.testing import MemoryLedger
 from tests.builders import NOW, a_dispatch, a_gap
 
-
-class FullLedger(Ledger, Protocol):
-    """The port, and what the operator's commands need beside it."""
-
-    async def request_dispatch(self, gap: str) -> None: ...
-    async def requested(self) -> tuple[str, ...]: ...
-    async def request_done(self, gap: str) -> None: ...
-
-
-Open = Callable[[], AbstractAsyncContextManager[FullLedger]]
+Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 
 
 A_REPORT = Report(
@@ -77,12 +68,12 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     """Hand out a way to open an empty ledger, of the kind that the test is run against."""
 
     @asynccontextmanager
-    async def in_sqlite() -> AsyncIterator[FullLedger]:
+    async def in_sqlite() -> AsyncIterator[Ledger]:
         async with await SqliteLedger.open(tmp_path / "ledger.db", clock=StoppedClock()) as ledger:
             yield ledger
 
     @asynccontextmanager
-    async def in_memory() -> AsyncIterator[FullLedger]:
+    async def in_memory() -> AsyncIterator[Ledger]:
         yield MemoryLedger()
 
     return in_sqlite if request.param == "sqlite" else in_memory
@@ -641,3 +632,57 @@ async def test_what_an_agent_has_told_is_not_spent_before_it_is_settled(opened: 
         await ledger.update("infra-1-a", told)
 
         assert (await ledger.history("INFRA-1")).usd == 0.0
+        assert await ledger.resumptions() == {}
+
+
+async def test_what_is_to_be_gone_on_with_is_told_apart_and_the_last_word_counts(
+    opened: Open,
+) -> None:
+    async with opened() as ledger:
+        await ledger.request_dispatch("INFRA-1", resume=0)
+        await ledger.request_dispatch("INFRA-2")
+        await ledger.request_dispatch("INFRA-3", resume=2)
+        await ledger.request_dispatch("INFRA-3")
+        await ledger.request_dispatch("INFRA-2", resume=1)
+
+        assert await ledger.requested() == ("INFRA-1", "INFRA-2", "INFRA-3")
+        assert await ledger.resumptions() == {"INFRA-1": 0, "INFRA-2": 1}
+
+
+A_RESUMPTION = Resumed("infra-1-a", "0f4dfc29", NOW - timedelta(hours=2), 412, "c" * 40, 2)
+
+
+async def test_an_attempt_that_goes_on_with_another_says_so_and_fulfils_the_wish(
+    opened: Open,
+) -> None:
+    """In one step: a daemon that dies in between starts it twice, or never."""
+    async with opened() as ledger:
+        await ledger.request_dispatch("INFRA-1", resume=0)
+        await ledger.add(a_dispatch("infra-1-b", resumed=A_RESUMPTION))
+
+        (found,) = await ledger.records(active=True)
+        assert found.dispatch.resumed == A_RESUMPTION
+        assert found.dispatch.session == "0f4dfc29"
+        assert await ledger.requested() == ()
+
+
+async def test_a_new_attempt_leaves_a_wish_to_whoever_grants_it(opened: Open) -> None:
+    async with opened() as ledger:
+        await ledger.request_dispatch("INFRA-1", resume=0)
+        await ledger.add(a_dispatch())
+
+        assert await ledger.resumptions() == {"INFRA-1": 0}
+
+
+async def test_an_end_can_ask_for_the_session_to_be_gone_on_with(opened: Open) -> None:
+    async with opened() as ledger:
+        dispatch = a_dispatch()
+        await ledger.add(dispatch)
+        outcome = Outcome(OutcomeKind.CI_FAILED, "failing checks")
+        parked = Parked("INFRA-1", "failing checks", "f", NOW)
+        ended = Settlement(outcome, NOW, None, parked, progress=True, siblings=0, resume=1)
+
+        await ledger.settle(dispatch.id, ended)
+
+        assert await ledger.resumptions() == {"INFRA-1": 1}
+        assert [one.gap for one in await ledger.parked()] == ["INFRA-1"]

@@ -28,6 +28,7 @@ def test_the_names_are_stable() -> None:
         "deadline",
         "spawn",
         "lost",
+        "session",
         "unknown",
     ]
 
@@ -36,6 +37,16 @@ def test_the_names_are_stable() -> None:
     ("text", "cause"),
     [
         ("WARN chump-binary-wedge detected", Cause.BINARY_WEDGE),
+        ("No conversation found with session ID: 8f7c1c1e-0f0b", Cause.SESSION),
+        ("Error: Session ID 8f7c1c1e-0f0b is already in use.", Cause.SESSION),
+        (
+            "Error: thread/resume failed: no rollout found for thread id 8f7c (code -3)",
+            Cause.SESSION,
+        ),
+        ("Error resuming session: No previous sessions found for this project.", Cause.SESSION),
+        ("No saved session found with ID 8f7c. Run `qwen --resume` without an ID", Cause.SESSION),
+        ("\x1b[91m\x1b[1mError: \x1b[0mSession not found", Cause.SESSION),
+        ("Error: No session found with name '8f7c'", Cause.SESSION),
         ("target/debug/chump seems to be wedged again", Cause.BINARY_WEDGE),
         ("[bot-merge] gh pr merge timed out after 300s", Cause.BOT_MERGE_HUNG),
         ("[bot-merge] step 3: timeout", Cause.BOT_MERGE_HUNG),

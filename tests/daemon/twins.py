@@ -7,12 +7,15 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import anyio
 
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.brakes import RetryPolicy
+from chump_orchestrator.core.complaints import Complaint
 from chump_orchestrator.core.dispatch import (
+    SESSION,
     Command,
     DeadlinePolicy,
     Dispatch,
@@ -160,12 +163,17 @@ class ScriptedPulls:
         self.states: dict[str, tuple[PullState, int | None]] = {}
         self.is_silent = False
         self.looks = 0
+        self.asked: list[Sequence[Watch]] = []
+        self.more: dict[str, dict[str, Any]] = {}
+        self.complaints: tuple[Complaint, ...] = ()
+        self.explained: list[Watch] = []
 
     async def check(self) -> None:
         """It can always be asked."""
 
     async def look(self, watches: Sequence[Watch]) -> Mapping[str, PullRequest]:
         self.looks += 1
+        self.asked.append(watches)
         asked_at = self.clock.now()
         await anyio.sleep(0.05)
         if self.is_silent:
@@ -177,9 +185,16 @@ class ScriptedPulls:
                 self.states.get(w.branch, nothing)[0],
                 asked_at,
                 self.states.get(w.branch, nothing)[1],
+                **self.more.get(w.branch, {}),
             )
             for w in watches
         }
+
+    async def explain(self, watch: Watch, pull: PullRequest) -> tuple[Complaint, ...]:
+        self.explained.append(watch)
+        if self.is_silent:
+            raise Unavailable("the forge is silent")
+        return self.complaints
 
 
 @dataclass
@@ -187,6 +202,8 @@ class ScriptedWorktrees:
     """Worktrees that are made and removed in memory."""
 
     there: set[str] = field(default_factory=set)
+    holders: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
     failing: str = ""
     base_failing: str = ""
     short: str = ""
@@ -209,14 +226,31 @@ class ScriptedWorktrees:
         if self.failing:
             raise Refused(self.failing)
         self.there.add(names.folder)
+        self.holders[f"/w/{names.folder}"] = dispatch_id
         return Workspace(f"/w/{names.folder}", names.branch, base)
 
     async def path_of(self, names: Names) -> str:
         return f"/w/{names.folder}"
 
     async def remove(self, workspace: Workspace, dispatch_id: str) -> Removal:
-        self.there.discard(workspace.path.removeprefix("/w/"))
+        if self.holders.get(workspace.path, dispatch_id) == dispatch_id:
+            self.there.discard(workspace.path.removeprefix("/w/"))
+            self.holders.pop(workspace.path, None)
         return Removal(removed=True)
+
+    async def keep(self, workspace: Workspace, dispatch_id: str) -> Removal:
+        self.kept.append(dispatch_id)
+        return Removal(removed=False)
+
+    async def holder(self, workspace: Workspace) -> str:
+        return self.holders.get(workspace.path, "")
+
+    async def hand_over(self, workspace: Workspace, giver: str, taker: str) -> bool:
+        if self.failing:
+            raise Unavailable(self.failing)
+        if self.holders.get(workspace.path) == giver:
+            self.holders[workspace.path] = taker
+        return self.holders.get(workspace.path) == taker
 
     async def sweep_kept(self) -> tuple[str, ...]:
         self.swept += 1
@@ -274,6 +308,21 @@ class PlainBackend:
 
     def read(self, line: str) -> Usage | Progress | None:
         return Progress(int(line)) if line.isdigit() else None
+
+
+class ResumingBackend(PlainBackend):
+    """One whose agents can go on with a session; their first word is its name."""
+
+    def __init__(self) -> None:
+        self.resumed: list[tuple[str, str]] = []
+
+    def command(self, gap: Gap, route: Route, prompt: str) -> Command:
+        return Command(("true",), ("--session-id", SESSION))
+
+    def resume_command(self, gap: Gap, route: Route, prompt: str, session: str) -> Command:
+        if prompt:
+            self.resumed.append((session, prompt))
+        return Command(("true",), ("--resume", session))
 
 
 class FixedSource:

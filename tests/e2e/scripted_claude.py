@@ -3,7 +3,8 @@ what befalls it.
 
 It imitates what was seen of claude 2.1.197: a stream of JSON, errors on standard output alone,
 tools in sessions of their own, INT that ends a tool and is answered with a result, TERM that ends
-the program at once and leaves its tool alive, a session that can be used once.
+the program at once and leaves its tool alive, a session that can be begun once, and gone on with in
+the directory in which it was begun.
 """
 
 from __future__ import annotations
@@ -88,19 +89,30 @@ arguments.add_argument("-p", action="store_true", required=True)
 arguments.add_argument("--output-format", choices=["stream-json"], required=True)
 arguments.add_argument("--verbose", action="store_true", required=True)
 arguments.add_argument("--dangerously-skip-permissions", action="store_true", required=True)
-arguments.add_argument("--session-id", required=True)
+arguments.add_argument("--session-id")
+arguments.add_argument("--resume")
 arguments.add_argument("--model")
 arguments.add_argument("--max-turns", type=int)
 given = arguments.parse_args()
-session = given.session_id
+if bool(given.session_id) == bool(given.resume):
+    sys.exit("Error: --session-id or --resume")
+session = given.session_id or given.resume
 
 used = Path(os.environ["CLAUDE_SCRIPT_FOLDER"]) / session
-if used.exists():
+before = json.loads(used.read_text()) if used.exists() else None
+if given.session_id and before is not None:
     sys.exit(f"Error: Session ID {session} is already in use.")
+if given.resume and (before is None or before["cwd"] != str(Path.cwd())):
+    none = f"No conversation found with session ID: {session}"
+    print(none, file=sys.stderr)
+    result(is_error=True, subtype="error_during_execution", errors=[none], num_turns=0)
+    sys.exit(1)
 seen = {name: os.environ.get(name) for name in ("CLAUDE_CODE_MAX_RETRIES", "API_TIMEOUT_MS")}
-used.write_text(json.dumps({"argv": sys.argv[1:], "env": seen}))
+briefs = [*(before["briefs"] if before else []), sys.stdin.read()]
+known = {"argv": sys.argv[1:], "env": seen, "cwd": str(Path.cwd()), "briefs": briefs}
+used.write_text(json.dumps(known))
 
-brief = sys.stdin.read()
+brief = briefs[-1]
 if not brief.strip():
     sys.exit("Error: Input must be provided")
 say(type="system", subtype="init", model=given.model or "scripted", cwd=str(Path.cwd()))

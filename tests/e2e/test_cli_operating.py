@@ -92,8 +92,8 @@ class Daemon:
     async def resume(self) -> str:
         return self._done("resume")
 
-    async def retry(self, gap: str) -> str:
-        return self._done("retry", gap)
+    async def retry(self, gap: str, *, resume: bool = False) -> str:
+        return self._done("retry", gap, *(["resume"] if resume else []))
 
     async def release(self, gap: str) -> str:
         return self._done("release", gap)
@@ -300,6 +300,7 @@ def test_status_survives_a_backlog_that_cannot_be_read(repository: Repository) -
         (("pause", "at lunch"), ("pause", "at lunch")),
         (("resume",), ("resume",)),
         (("retry", "DEMO-1"), ("retry", "DEMO-1")),
+        (("retry", "DEMO-1", "--resume"), ("retry", "DEMO-1", "resume")),
         (("release", "DEMO-1"), ("release", "DEMO-1")),
     ],
 )

@@ -36,7 +36,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 VERSION = "2.1.197"
 CACHE = Path(__file__).parent.parent.parent / ".build" / "clients" / f"claude-{VERSION}"
 PROGRAM = CACHE / "node_modules" / ".bin" / "claude"
-NPM = ("--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-retry-maxtimeout=5000")
+NPM = (
+    *("--no-audit", "--no-fund", "--fetch-retries=1"),
+    *("--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"),
+)
 INSTALL_S = 240
 
 KEY = "sk-ant-api03-of-no-use-to-anybody"
@@ -241,3 +244,44 @@ def test_p2_stopped_in_a_tool_it_tells_its_cost_and_leaves_nothing_alive(scene: 
     assert (told["outcome"], told["session"]) == ("cancelled", during["session"])
     assert told["cost_usd"] > 0
     assert one.project.processes() == []
+
+
+def test_d1_a_stopped_session_is_gone_on_with_and_remembers(scene: Set) -> None:
+    """The same conversation, in the same worktree; what was said before is in its requests."""
+    one = scene(Tool("touch begun; sleep 601"), Tool(SHIP), Answer("7"))
+    one.project.start(**one.env)
+    worktree = one.project.root / ".claude" / "worktrees" / "a-1"
+    one.project.eventually((worktree / "begun").exists)
+    one.project.program("stop", "A-1")
+    one.project.eventually(lambda: one.project.json("history")["dispatches"])
+    one.project.eventually(lambda: one.project.json("status")["dispatches"] == [])
+
+    said = one.project.program("retry", "A-1", "--resume")
+    one.project.eventually(lambda: len(one.project.json("history")["dispatches"]) == 2)
+
+    last, first = one.project.json("history")["dispatches"]
+    assert said.returncode == 0, said.stderr
+    assert (last["outcome"], last["cause"], last["trouble"]) == ("shipped", None, None), last
+    assert (last["session"], last["resumed_from"]) == (first["session"], first["id"])
+    asked = json.dumps(one.api.requests[-1]["messages"])
+    assert "You are an autonomous coding agent working on gap A-1" in asked
+    assert "an operator stopped you" in asked
+
+
+def test_a_session_that_is_not_there_is_told_apart(scene: Set) -> None:
+    """Behaviour O2: it says so in two places, and neither is an answer of its API."""
+    one = scene(Tool("touch begun; sleep 601"))
+    one.project.start(**one.env)
+    worktree = one.project.root / ".claude" / "worktrees" / "a-1"
+    one.project.eventually((worktree / "begun").exists)
+    one.project.program("stop", "A-1")
+    one.project.eventually(lambda: one.project.json("history")["dispatches"])
+    one.project.eventually(lambda: one.project.json("status")["dispatches"] == [])
+    shutil.rmtree(one.home / ".claude" / "projects")
+
+    one.project.program("retry", "A-1", "--resume")
+    one.project.eventually(lambda: len(one.project.json("history")["dispatches"]) == 2)
+
+    last = one.project.json("history")["dispatches"][0]
+    assert (last["outcome"], last["cause"]) == ("killed", "session")
+    assert (worktree / "begun").exists()

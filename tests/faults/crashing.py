@@ -26,6 +26,7 @@ from typing import Any
 from chump_orchestrator import wiring
 from chump_orchestrator.adapters import journal, ledger, ledger_schema, rooms
 from chump_orchestrator.adapters.journal import SqliteJournal
+from chump_orchestrator.adapters.kept import KeptWorktrees
 from chump_orchestrator.adapters.leases import FileLeases
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.local import LocalExecutor, launching, remains
@@ -35,6 +36,7 @@ from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.cli.root import main
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.records import DispatchState, Record
+from chump_orchestrator.daemon import launching as daemon_launching
 from chump_orchestrator.daemon import orchestrator
 from chump_orchestrator.shim import linux
 from chump_orchestrator.shim.files import EXIT
@@ -60,6 +62,7 @@ def _becomes(state: DispatchState) -> Callable[..., bool]:
 STEPS = {
     "d1": Step(SqliteLedger, "add"),
     "d2": Step(GitWorktrees, "add"),
+    "d2-taken": Step(KeptWorktrees, "hand_over"),
     "d2-lease": Step(FileLeases, "claim"),
     "d3": Step(launching, "_write_order"),
     "d4": Step(SqliteLedger, "update", _becomes(DispatchState.LAUNCHING)),
@@ -232,6 +235,15 @@ def _without_records() -> None:
     )
 
 
+def _without_giving_back() -> None:
+    """Have a launch undone as if it had made the worktree itself."""
+
+    async def give_back(world: Any, dispatch: Dispatch, workspace: Any) -> None:
+        await world.worktrees.remove(workspace, dispatch.id)
+
+    _put(daemon_launching, "give_back", give_back)
+
+
 def _without_daemon_lock() -> None:
     _put(wiring, "daemon_lock", lambda *_: contextlib.nullcontext())
 
@@ -247,6 +259,7 @@ WITHOUT = {
     "boot-id": _without_boot_id,
     "records": _without_records,
     "daemon-lock": _without_daemon_lock,
+    "giving-back": _without_giving_back,
 }
 
 

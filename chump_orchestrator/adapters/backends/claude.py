@@ -42,6 +42,12 @@ class Claude:
         return "claude"
 
     def command(self, gap: Gap, route: Route, prompt: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--session-id", SESSION)
+
+    def resume_command(self, gap: Gap, route: Route, prompt: str, session: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--resume", session)
+
+    def _command(self, route: Route, prompt: str, *session: str) -> Command:
         options = self.options
         return Command(
             programs=options.programs(*PROGRAMS),
@@ -51,8 +57,7 @@ class Claude:
                 "stream-json",
                 "--verbose",
                 "--dangerously-skip-permissions",
-                "--session-id",
-                SESSION,
+                *session,
                 *option("--model", options.model_for(route)),
                 *option("--fallback-model", options.fallback_model),
                 *option("--max-turns", options.max_turns),

@@ -41,6 +41,12 @@ class Codex:
         return "codex"
 
     def command(self, gap: Gap, route: Route, prompt: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt)
+
+    def resume_command(self, gap: Gap, route: Route, prompt: str, session: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "resume", session)
+
+    def _command(self, route: Route, prompt: str, *session: str) -> Command:
         options = self.options
         without_provider(route)
         return Command(
@@ -51,6 +57,7 @@ class Codex:
                 "--dangerously-bypass-approvals-and-sandbox",
                 *option("--model", options.model_for(route)),
                 *options.extra_args,
+                *session,
                 "-",
             ),
             env=dict(options.env),

@@ -37,6 +37,12 @@ class Gemini:
         return "gemini"
 
     def command(self, gap: Gap, route: Route, prompt: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--session-id", SESSION)
+
+    def resume_command(self, gap: Gap, route: Route, prompt: str, session: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--resume", session)
+
+    def _command(self, route: Route, prompt: str, *session: str) -> Command:
         options = self.options
         without_provider(route)
         return Command(
@@ -46,8 +52,7 @@ class Gemini:
                 "stream-json",
                 "--yolo",
                 "--skip-trust",
-                "--session-id",
-                SESSION,
+                *session,
                 *option("--model", options.model_for(route)),
                 *options.extra_args,
             ),

@@ -18,7 +18,7 @@ from chump_orchestrator.adapters.backends.options import (
     without_provider,
 )
 from chump_orchestrator.adapters.backends.streams import StreamReader
-from chump_orchestrator.core.dispatch import Command
+from chump_orchestrator.core.dispatch import SESSION, Command
 from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.core.testimony import WORDS, Progress, Usage
@@ -42,7 +42,7 @@ _ERRORS = ("Ran into this error:", "Network error:")
 
 @dataclass(frozen=True, slots=True)
 class Goose:
-    """goose with the brief on its standard input, its developer tools, and no session kept."""
+    """goose with the brief on its standard input, its developer tools, and a named session."""
 
     options: BackendOptions = field(default_factory=BackendOptions)
 
@@ -51,13 +51,19 @@ class Goose:
         return "goose"
 
     def command(self, gap: Gap, route: Route, prompt: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--name", SESSION)
+
+    def resume_command(self, gap: Gap, route: Route, prompt: str, session: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--resume", "--name", session)
+
+    def _command(self, route: Route, prompt: str, *session: str) -> Command:
         options = self.options
         without_provider(route)
         return Command(
             programs=options.programs("goose"),
             args=(
                 "run",
-                "--no-session",
+                *session,
                 "--with-builtin",
                 "developer",
                 "--output-format",

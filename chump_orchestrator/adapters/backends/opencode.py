@@ -49,6 +49,12 @@ class Opencode:
         return "opencode"
 
     def command(self, gap: Gap, route: Route, prompt: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt)
+
+    def resume_command(self, gap: Gap, route: Route, prompt: str, session: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--session", session)
+
+    def _command(self, route: Route, prompt: str, *session: str) -> Command:
         options = self.options
         without_provider(route)
         return Command(
@@ -58,6 +64,7 @@ class Opencode:
                 "--format",
                 "json",
                 "--auto",
+                *session,
                 *option("--model", options.model_for(route)),
                 *options.extra_args,
             ),

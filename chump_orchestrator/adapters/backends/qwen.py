@@ -35,6 +35,12 @@ class Qwen:
         return "qwen"
 
     def command(self, gap: Gap, route: Route, prompt: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--session-id", SESSION)
+
+    def resume_command(self, gap: Gap, route: Route, prompt: str, session: str) -> Command:  # noqa: ARG002
+        return self._command(route, prompt, "--resume", session)
+
+    def _command(self, route: Route, prompt: str, *session: str) -> Command:
         options = self.options
         model = options.model_for(route)
         return Command(
@@ -45,8 +51,7 @@ class Qwen:
                 "--yolo",
                 "--auth-type",
                 "openai",
-                "--session-id",
-                SESSION,
+                *session,
                 *option("--model", model),
                 *options.extra_args,
             ),

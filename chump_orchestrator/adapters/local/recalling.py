@@ -15,7 +15,14 @@ from typing import Any
 from chump_orchestrator.adapters.local.files import read_object
 from chump_orchestrator.adapters.local.numbers import seconds, whole
 from chump_orchestrator.adapters.local.remains import instant
-from chump_orchestrator.core.dispatch import Deadlines, Dispatch, Names, Workspace
+from chump_orchestrator.core.dispatch import (
+    DISPATCH_ID_PATTERN,
+    Deadlines,
+    Dispatch,
+    Names,
+    Resumed,
+    Workspace,
+)
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority, is_gap_id
 from chump_orchestrator.core.records import Recalled
@@ -65,6 +72,21 @@ def _dispatch(raw: Mapping[str, Any]) -> Dispatch:
         deadlines=Deadlines(**_known(_mapping(raw["deadlines"]), dict.fromkeys(_DEADLINES, _span))),
         names=Names(_text(names["branch"]), _text(names["folder"])),
         created_at=datetime.fromisoformat(raw["created_at"]).astimezone(UTC),
+        resumed=_resumed(_mapping(raw["resumed"])) if raw.get("resumed") is not None else None,
+    )
+
+
+def _resumed(raw: Mapping[str, Any]) -> Resumed:
+    former, number = _text(raw["dispatch"]), raw.get("number")
+    if not DISPATCH_ID_PATTERN.fullmatch(former):
+        raise ValueError("resumed")
+    return Resumed(
+        dispatch=former,
+        session=_text(raw["session"]),
+        since=datetime.fromisoformat(raw["since"]).astimezone(UTC),
+        number=None if number is None else _number(number),
+        head=_text(raw["head"]),
+        times=_number(raw["times"]),
     )
 
 
