@@ -18,11 +18,18 @@ from chump_orchestrator.core.routing import Route, canonical_backend
 from chump_orchestrator.settings import tables
 from chump_orchestrator.settings.display import OVERRIDE, show, show_secrets
 from chump_orchestrator.settings.layers import Layers, Loaded, Origin, OriginKind, Secret
-from chump_orchestrator.settings.passed import AGENT_VARIABLES, FORGE_VARIABLES, agent_environment
+from chump_orchestrator.settings.passed import (
+    AGENT_VARIABLES,
+    FORGE_VARIABLES,
+    agent_environment,
+    environment_without_forge,
+    passes_forge,
+)
 from chump_orchestrator.settings.rules import Key, shown, toml
 from chump_orchestrator.settings.schema import Settings, build, flatten
 from chump_orchestrator.settings.secret_sources import DEFAULT_FILE, gather, values_of
 from chump_orchestrator.settings.secrets import masked, secret_values
+from chump_orchestrator.settings.shipping import oddities
 from chump_orchestrator.settings.toml_file import dotted, read
 
 __all__ = [
@@ -34,8 +41,10 @@ __all__ = [
     "Settings",
     "agent_environment",
     "environment",
+    "environment_without_forge",
     "hidden",
     "load",
+    "passes_forge",
     "salvage",
     "secret_values",
     "show",
@@ -234,6 +243,7 @@ BUILT_IN = {
         "aider",
     ),
     "pulls": ("gh", "git"),
+    "shippers": ("gh", "git"),
 }
 """Plug-ins that are there wherever this is; to look for others takes as long as all the rest."""
 
@@ -262,6 +272,10 @@ def _check_names(
         layers.problems.append((Origin(OriginKind.ENVIRONMENT, OVERRIDE[0]), (), text))
     if text := objection("pulls", "provider", settings.pulls.use):
         layers.objection(("pulls", "use"), text)
+    elif str(settings.ship.by) == "daemon" and (
+        text := objection("shippers", "shipper", settings.pulls.use)
+    ):
+        layers.objection(("ship", "by"), text)
 
 
 def _check_together(layers: Layers, settings: Settings, root: Path) -> None:
@@ -289,6 +303,7 @@ def _check_together(layers: Layers, settings: Settings, root: Path) -> None:
         if place not in PLACEHOLDERS:
             known = " ".join(PLACEHOLDERS)
             layers.notices.append(f"backend.custom.argv: {place} stays as it is; known: {known}")
+    layers.notices.extend(oddities(settings))
     if settings.fault_inject and not settings.faults.allowed:
         layers.notices.append(
             "CHUMP_FAULT_INJECT is set and counts in self-test only; faults.allowed is false"

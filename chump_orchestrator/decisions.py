@@ -31,6 +31,7 @@ FIXED = (
     "backlog",
     "prompt",
     "pulls.use",
+    "ship",
     "worktrees.base",
     "worktrees.prefix",
     "worktrees.keep_days",

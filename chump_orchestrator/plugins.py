@@ -20,6 +20,7 @@ _NOUNS = {
     "journals": "journal",
     "prompts": "maker of briefs",
     "pulls": "provider of pull requests",
+    "shippers": "shipper",
 }
 
 

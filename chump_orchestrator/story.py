@@ -34,6 +34,14 @@ def _of(event: str, fields: Mapping[str, object]) -> str:
             return "has not written anything for long"
         case "pull.changed" if fields["number"] is not None:
             return f"pull request #{fields['number']} is {fields['state']}"
+        case "ship.pushed":
+            return f"its work is pushed to branch {fields['branch']}"
+        case "ship.opened":
+            return f"pull request #{fields['number']} is opened for it"
+        case "ship.delayed":
+            return f"its work cannot be shipped yet: {fields['why']}"
+        case "ship.denied":
+            return f"pull request #{fields['number']} is open, but {fields['why']}"
         case "agent.exited":
             by = f", stopped: {fields['stopped_by']}" if fields["stopped_by"] else ""
             return f"agent ended, {fields['how']}{by}"

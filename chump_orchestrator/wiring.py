@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
-from chump_orchestrator import config, logs, monitoring, plugins
+from chump_orchestrator import config, equipment, logs, monitoring, plugins
 from chump_orchestrator.adapters import process
 from chump_orchestrator.adapters.backends import BackendOptions
 from chump_orchestrator.adapters.git import Git
@@ -147,28 +147,6 @@ async def session_of(root: Path, loaded: Loaded, ledger: SqliteLedger, gap_id: s
     return await former_of(gap_id, ledger, worktrees.holder, _backends(settings))
 
 
-IDENTITY = {
-    "GIT_AUTHOR_NAME": "Chump Dispatched",
-    "GIT_COMMITTER_NAME": "Chump Dispatched",
-    "GIT_AUTHOR_EMAIL": "chump-dispatch@chump.bot",
-    "GIT_COMMITTER_EMAIL": "chump-dispatch@chump.bot",
-    "GIT_CONFIG_COUNT": "1",
-    "GIT_CONFIG_KEY_0": "commit.gpgsign",
-    "GIT_CONFIG_VALUE_0": "false",
-}
-"""Who an agent's commits are by, and that nobody is asked for a passphrase (behaviour D5)."""
-
-
-def _agent_environment(
-    settings: Settings, environ: Mapping[str, str]
-) -> Callable[[tuple[str, ...]], Mapping[str, str]]:
-    def environment(more: tuple[str, ...]) -> Mapping[str, str]:
-        patterns = (*config.FORGE_VARIABLES, *settings.pass_env, *more)
-        return config.agent_environment(environ, patterns)
-
-    return environment
-
-
 def start_logging(root: Path, loaded: Loaded, *, shown: str = "") -> None:
     """Log to where the settings say, secrets cut out; `shown` outranks their level on a terminal.
 
@@ -289,6 +267,7 @@ async def _orchestrator(
             if options.beside is not None:
                 group.start_soon(_beside, options.beside, operator)
 
+    ships = equipment.is_daemon_shipping(settings)
     if fault is not None:
         decided = replace(decided, routes=replace(decided.routes, override=fault))
     world: World = World(
@@ -302,9 +281,9 @@ async def _orchestrator(
             "local",
             {
                 "state": state_dir(root, loaded),
-                "environment": _agent_environment(settings, environ),
+                "environment": equipment.environment_of_agents(settings, environ),
                 "secrets": partial(config.secret_values, always=loaded.hidden),
-                "overlay": IDENTITY,
+                "overlay": equipment.overlay_of_agents(settings),
                 "cgroups": cgroups.delegated(),
                 "managers": partial(cgroups.managers, environ.get("XDG_RUNTIME_DIR", "")),
                 "limits": lambda: world.policies.limits,
@@ -322,7 +301,11 @@ async def _orchestrator(
                 "interval": settings.pulls.interval,
             },
         ),
-        prompts=plugins.make("prompts", "repository", {"template": settings.prompt.template}),
+        prompts=plugins.make(
+            "prompts",
+            "repository",
+            {"template": settings.prompt.template, "is_shipped": ships},
+        ),
         backend=_backends(settings),
         policies=decided,
         chance=random.Random(seed),
@@ -332,6 +315,8 @@ async def _orchestrator(
         manager=NotifySocket.from_environment(environ),
         zone=zone,
         has_pushed=Pushes(git, settings.base_ref).has_pushed,
+        shipper=equipment.shipper(root, loaded, git, environ),
+        ships=ships,
     )
     orchestrator = Orchestrator(
         world,

@@ -150,7 +150,11 @@ allowed = false
 """
 """The file of behaviour C5, word for word."""
 
-INSTALLED = {"backends": ("claude", "chump-local", "custom", "exit_1"), "pulls": ("gh", "git")}
+INSTALLED = {
+    "backends": ("claude", "chump-local", "custom", "exit_1"),
+    "pulls": ("gh", "git", "forge"),
+    "shippers": ("gh", "git"),
+}
 
 
 class Repository:
@@ -643,7 +647,7 @@ def test_the_users_file_lies_in_the_platforms_folder(
         ),
         (
             "[pulls]\nuse = 'gitlab'",
-            "FILE:2: pulls.use: no provider named 'gitlab'; installed: gh, git",
+            "FILE:2: pulls.use: no provider named 'gitlab'; installed: forge, gh, git",
         ),
         (
             "[backend]\nuse = 'custom'",
@@ -693,10 +697,20 @@ def test_a_bad_setting_is_told_with_its_place_and_what_would_be_valid(
     assert repository.complaints(text) == [complaint]
 
 
+def test_a_provider_that_nobody_ships_to_is_fine_while_agents_ship(
+    repository: Repository,
+) -> None:
+    """Behaviour P9: what cannot be had is told before anything runs."""
+    assert repository.load('[pulls]\nuse = "forge"').settings.pulls.use == "forge"
+
+    assert repository.complaints('[ship]\nby = "daemon"\n[pulls]\nuse = "forge"') == [
+        "FILE:2: ship.by: no shipper named 'forge'; installed: gh, git"
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "key", "what"),
     [
-        ("[ship]\nby = 'us'\n[ship.at]\nx = 1", "1: ship", "shipping in the place of agents"),
         ("[routing]\nlearn = true", "2: routing.learn", "learning routes from outcomes"),
     ],
 )

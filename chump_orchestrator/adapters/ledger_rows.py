@@ -31,6 +31,7 @@ from chump_orchestrator.core.outcome import (
 from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import Route
+from chump_orchestrator.core.shipping import Shipment, Stage
 from chump_orchestrator.core.testimony import Report, Usage
 
 FORMAT = 1
@@ -222,6 +223,9 @@ REPORT = Codec(
     resets_at=_or_none(_INSTANT),
     is_stream=_PLAIN,
 )
+SHIPMENT = Codec(
+    Shipment, stage=_words(Stage), head=_PLAIN, checked=_PLAIN, number=_PLAIN, url=_PLAIN
+)
 PAUSE = Codec(Pause, by=_PLAIN, reason=_PLAIN, since=_INSTANT)
 FUSE = Codec(
     Fuse,
@@ -279,6 +283,7 @@ def columns_of(record: Record) -> dict[str, str | int | float | None]:
         "tidied": int(record.tidied),
         "lessons": json.dumps(record.lessons),
         "report": _maybe(REPORT.dumps, record.report if record.report != Report() else None),
+        "shipment": _maybe(SHIPMENT.dumps, record.shipment),
     }
 
 
@@ -344,6 +349,7 @@ def record_of(row: sqlite3.Row) -> Record:
             tidied=bool(row["tidied"]),
             lessons=tuple(map(str, json.loads(row["lessons"]))),
             report=_maybe(REPORT.loads, row["report"]) or Report(),
+            shipment=_maybe(SHIPMENT.loads, row["shipment"]),
         )
     except (TypeError, ValueError, OverflowError) as error:
         msg = f"the ledger's row of dispatch {row['id']!r} cannot be read: {error}"

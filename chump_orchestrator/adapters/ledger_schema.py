@@ -87,6 +87,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # NULL asks for a new attempt, a number for the last session (see `Settlement.resume`).
         "ALTER TABLE requested ADD COLUMN resume INTEGER",
     ),
+    ("ALTER TABLE dispatches ADD COLUMN shipment TEXT",),
 )
 """Each entry brings the schema to the next version. Entries that were released never change."""
 

@@ -17,6 +17,7 @@ from chump_orchestrator.core.brief import (
     TEXT_LIMIT,
     BriefParts,
     brief,
+    committing,
 )
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.errors import Unavailable
@@ -41,10 +42,12 @@ class RepositoryPrompts:
 
     `template` is a path, absolute or relative to the worktree; empty for the usual brief. In it
     `{gap}`, `{title}`, `{description}`, `{acceptance}`, `{branch}`, `{worktree}`, `{lessons}` and
-    `{ship_command}` are replaced; other braces stay as they are.
+    `{ship_command}` are replaced; other braces stay as they are. With `is_shipped` the daemon ships
+    what agents commit, and they are told so.
     """
 
     template: str = ""
+    is_shipped: bool = False
 
     async def prompt(self, gap: Gap, workspace: Workspace, lessons: tuple[str, ...]) -> str:
         return await anyio.to_thread.run_sync(self._made, gap, workspace, lessons)
@@ -53,7 +56,8 @@ class RepositoryPrompts:
         worktree = Path(workspace.path)
         script = _first(worktree, SHIP_SCRIPTS)
         if self.template:
-            text = _filled(self._template(worktree), gap, workspace, lessons, script)
+            ship = committing(workspace.branch) if self.is_shipped else ""
+            text = _filled(self._template(worktree), gap, workspace, lessons, script, ship)
         else:
             rules = _first(worktree, RULES)
             epilogue = _first(worktree, EPILOGUE)
@@ -61,6 +65,7 @@ class RepositoryPrompts:
                 rules=_text(worktree / rules) if rules else "",
                 epilogue=_text(worktree / epilogue) if epilogue else "",
                 ship_script=script,
+                is_shipped=self.is_shipped,
             )
             text = brief(gap, workspace.branch, parts, lessons)
         # Clients take a brief that begins with a slash for a command of theirs.
@@ -118,9 +123,17 @@ def _open(path: str, flags: int) -> int:
 
 
 def _filled(
-    template: str, gap: Gap, workspace: Workspace, lessons: tuple[str, ...], script: str
+    template: str,
+    gap: Gap,
+    workspace: Workspace,
+    lessons: tuple[str, ...],
+    script: str,
+    shipped: str,
 ) -> str:
-    """Replace the placeholders, all at once: what a gap says is never taken for one."""
+    """Replace the placeholders, all at once: what a gap says is never taken for one.
+
+    `shipped` is what an agent is told that does not ship, empty for one that does.
+    """
     ship = f"git push origin HEAD:refs/heads/{workspace.branch}, and open a pull request"
     values = {
         "gap": gap.id,
@@ -130,6 +143,6 @@ def _filled(
         "branch": workspace.branch,
         "worktree": workspace.path,
         "lessons": "\n".join(f"- {on_one_line(one)[:LESSON_LIMIT]}" for one in lessons[:LESSONS]),
-        "ship_command": f"{script} --gap {gap.id} --auto-merge" if script else ship,
+        "ship_command": shipped or (f"{script} --gap {gap.id} --auto-merge" if script else ship),
     }
     return _PLACEHOLDER.sub(lambda found: values[found[1]][:TEXT_LIMIT], template)

@@ -154,6 +154,7 @@ def _dispatch(record: Record, folder: Path, now: datetime) -> dict[str, Any]:
         "silent_s": None,
         "last_line": None,
         "pull": pull,
+        "shipping": record.shipment and str(record.shipment.stage),
         **record.report.facts(),
     }
 

@@ -23,12 +23,14 @@ class BriefParts:
     """What the repository contributes: its rules and epilogue, empty where there are none.
 
     `ship_script` is the path, relative to the worktree, of the repository's own script that
-    opens and merges pull requests; empty where it has none.
+    opens and merges pull requests; empty where it has none. With `is_shipped` the daemon ships what
+    the agent commits, and neither script nor epilogue is for it (behaviour P9).
     """
 
     rules: str = ""
     epilogue: str = ""
     ship_script: str = ""
+    is_shipped: bool = False
 
 
 def brief(gap: Gap, branch: str, parts: BriefParts, lessons: tuple[str, ...] = ()) -> str:
@@ -46,6 +48,8 @@ def brief(gap: Gap, branch: str, parts: BriefParts, lessons: tuple[str, ...] = (
     if lessons:
         listed = _listed(on_one_line(lesson)[:LESSON_LIMIT] for lesson in lessons[:LESSONS])
         sections.append(f"Lessons from earlier work like this:\n{listed}")
+    if parts.is_shipped:
+        return "\n\n".join((*sections, committing(branch), _ANSWER_OF_COMMITTER)) + "\n"
     sections += [_shipping(gap, branch, parts.ship_script), _ANSWER]
     if parts.epilogue.strip():
         sections.append(parts.epilogue.strip())
@@ -56,6 +60,21 @@ _ANSWER = (
     "Your only final answer is the number of the pull request, and nothing else. If you cannot"
     " finish, say why in one line and exit with a non-zero status."
 )
+
+_ANSWER_OF_COMMITTER = (
+    "Your final answer is one line that says what you have done. If you cannot finish, say why in"
+    " one line and exit with a non-zero status."
+)
+
+
+def committing(branch: str) -> str:
+    """Return what an agent is told whose work the daemon ships."""
+    return (
+        f"When the work is done: commit all of it on branch {branch}, leave nothing uncommitted,"
+        " and stop. Do not push, do not open a pull request, and run no scripts that do, whatever"
+        " else is written about that: your commits are looked through and shipped for you once you"
+        " have ended. Commit no secrets."
+    )
 
 
 def _data(gap: Gap) -> str:

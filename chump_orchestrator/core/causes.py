@@ -20,6 +20,7 @@ class Cause(StrEnum):
     NETWORK = "network"
     OUT_OF_MEMORY = "out-of-memory"
     NO_PULL = "no-pr"
+    SHIP_REFUSED = "ship-refused"
     EXIT_CODE = "exit-code"
     DEADLINE = "deadline"
     SPAWN = "spawn"

@@ -10,6 +10,7 @@ from enum import StrEnum
 from chump_orchestrator.core.dispatch import Dispatch, Workspace
 from chump_orchestrator.core.outcome import Exit, Outcome, PullRequest
 from chump_orchestrator.core.reflection import Reflection
+from chump_orchestrator.core.shipping import Shipment
 from chump_orchestrator.core.testimony import Progress, Report, Usage
 
 __all__ = [
@@ -122,7 +123,8 @@ class Record:
     """Everything the ledger knows of one dispatch.
 
     `lessons` are those of past reflections that its brief held (behaviour R7); `report` is what
-    its agent had told when its session was known, and again when it had ended.
+    its agent had told when its session was known, and again when it had ended. `shipment` is how
+    far the daemon has shipped it, `None` when its agent ships for itself.
     """
 
     dispatch: Dispatch
@@ -144,6 +146,7 @@ class Record:
     tidied: bool = False
     lessons: tuple[str, ...] = ()
     report: Report = field(default_factory=Report)
+    shipment: Shipment | None = None
 
     @property
     def holds_slot(self) -> bool:

@@ -1,4 +1,4 @@
-"""Whether an agent that has ended is to go on with its open request, as that failed (P9).
+"""Whether an agent that has ended is to go on with its open request, as that failed (P10).
 
 One session at a time, one for each head or review, and no more in a row than the brake allows.
 """

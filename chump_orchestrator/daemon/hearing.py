@@ -11,6 +11,7 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.errors import ConfigError, Unavailable
+from chump_orchestrator.core.outcome import Exit
 from chump_orchestrator.core.tail import LINE_BYTES
 from chump_orchestrator.core.testimony import MakesReaders, Report, Said
 
@@ -26,6 +27,9 @@ FOLLOW_AGAIN_S = 1.0
 
 LONGEST_LINE = 2**20
 """Bytes of a line that any backend can have at most."""
+
+ASK_AGAIN = timedelta(seconds=1)
+"""When a shim does not take a request, it is asked again after so long."""
 
 
 class Hearing:
@@ -124,11 +128,13 @@ async def hear_out(world: World, backend: str, before: Report, agent: Agent) -> 
     return hearing.report
 
 
-async def followed(agent: Agent, on_line: Callable[[str], None], longest_line: int) -> Exit:
+async def followed(
+    agent: Agent, on_line: Callable[[str], None], longest_line: int = LINE_BYTES
+) -> Exit:
     """Follow an agent to its end, also where this machine lacks what that takes for a while."""
     while True:
         try:
             return await agent.follow(on_line, longest_line=longest_line)
         except Unavailable as error:
             log.warning("agent.unfollowed", error=str(error))
-            await anyio.sleep(FOLLOW_AGAIN_S)
+            await anyio.sleep(ASK_AGAIN.total_seconds())

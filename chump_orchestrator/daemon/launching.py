@@ -16,6 +16,7 @@ from chump_orchestrator.core.dispatch import Dispatch, Names, Resumed, Workspace
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.records import DispatchState, Record
+from chump_orchestrator.core.shipping import Shipment
 from chump_orchestrator.core.testimony import Report
 
 if TYPE_CHECKING:
@@ -206,7 +207,11 @@ async def _in_workspace(
         prompt, command = await reopening.order(world, dispatch, workspace)
     has_session = command.names_session or dispatch.resumed is not None
     told = Report(session=dispatch.session) if has_session else record.report
-    record = replace(record, state=DispatchState.LAUNCHING, lessons=lessons, report=told)
+    # On record from here on: who ships is what the agent is told, whatever is set later.
+    shipment = Shipment() if world.ships else None
+    record = replace(
+        record, state=DispatchState.LAUNCHING, lessons=lessons, report=told, shipment=shipment
+    )
     await world.ledger.update(dispatch.id, record)
     if not is_wanted():
         return Unwanted()

@@ -13,7 +13,8 @@ import structlog
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.outcome import PullRequest, PullState
 from chump_orchestrator.core.ports import Clock, Pulls
-from chump_orchestrator.core.records import Watch
+from chump_orchestrator.core.records import Record, Watch
+from chump_orchestrator.core.resuming import watched_since
 from chump_orchestrator.daemon.bell import Bell
 
 log = structlog.get_logger()
@@ -158,6 +159,16 @@ class Lookout:
             self._tell("pulls.unavailable", error=str(error))
         else:
             log.debug("pulls.unavailable", error=str(error))
+
+
+def watch_of(record: Record) -> Watch | None:
+    """Return what is to be looked for of a dispatch; `None` when it never had a branch."""
+    dispatch, workspace = record.dispatch, record.workspace
+    if workspace is None:
+        return None
+    before = dispatch.resumed.number if dispatch.resumed is not None else None
+    since = watched_since(record)
+    return Watch(dispatch.id, workspace.branch, workspace.base, since, accepted=before)
 
 
 def _kind(error: Exception) -> str:

@@ -289,6 +289,7 @@ class Operator:
             "pull": None
             if pull is None or pull.state == "none"
             else {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)},
+            "shipping": record and record.shipment and str(record.shipment.stage),
             **(supervisor.report if supervisor else Report()).facts(),
         }
 

@@ -133,6 +133,8 @@ class Orchestrator:
                 msg = f"--gap {gap}: the backlog has no gap of this id; see plan --explain"
                 raise ConfigError(msg)
         await self.world.pulls.check()
+        if self.world.ships and self.world.shipper is not None:
+            await self.world.shipper.check()
         taken_up = await recover(self.world)
         await self.scheduler.brakes.load()
         await self.scheduler.admission.load()

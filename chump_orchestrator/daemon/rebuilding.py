@@ -25,6 +25,7 @@ from chump_orchestrator.core.outcome import (
     judge,
 )
 from chump_orchestrator.core.records import DispatchState, Record, Remembered
+from chump_orchestrator.core.shipping import Shipment
 from chump_orchestrator.daemon.hearing import hear_out
 from chump_orchestrator.daemon.launching import undo
 from chump_orchestrator.daemon.settling import settle
@@ -99,10 +100,15 @@ async def _recalled(world: World, dispatch_ids: Sequence[str]) -> list[Record]:
         if told is None:
             log.warning("dispatch.unknown", dispatch=dispatch_id, why="its order cannot be read")
             continue
-        launched_at = told.launched_at
-        records.append(
-            Record(told.dispatch, DispatchState.RUNNING, told.workspace, launched_at=launched_at)
+        # Who was to ship it went with its row; what is set now is the best that is known.
+        record = Record(
+            told.dispatch,
+            DispatchState.RUNNING,
+            told.workspace,
+            launched_at=told.launched_at,
+            shipment=Shipment() if world.ships else None,
         )
+        records.append(record)
     return records
 
 

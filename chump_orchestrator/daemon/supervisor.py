@@ -27,14 +27,13 @@ from chump_orchestrator.core.outcome import (
     Wait,
     judge,
 )
-from chump_orchestrator.core.records import DispatchState, Record, Watch
-from chump_orchestrator.core.resuming import watched_since
-from chump_orchestrator.core.tail import LINE_BYTES
+from chump_orchestrator.core.records import DispatchState, Record
 from chump_orchestrator.core.testimony import Report
 from chump_orchestrator.daemon.bell import Bell
 from chump_orchestrator.daemon.follow_up import FollowUp
-from chump_orchestrator.daemon.hearing import Hearing, followed
-from chump_orchestrator.daemon.lookout import Lookout, Sighting
+from chump_orchestrator.daemon.hearing import ASK_AGAIN, Hearing, followed
+from chump_orchestrator.daemon.lookout import Lookout, Sighting, watch_of
+from chump_orchestrator.daemon.shipping import is_due, ship
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Agent
@@ -44,9 +43,6 @@ log = structlog.get_logger()
 
 LAST_CHANCE = timedelta(seconds=30)
 """How long the forge may take to say that a dispatch shipped before an operator stopped it."""
-
-ASK_AGAIN = timedelta(seconds=1)
-"""When a shim does not take a request, it is asked again after so long."""
 
 
 class Supervisor:
@@ -94,6 +90,7 @@ class Supervisor:
         self._hard = record.dispatch.deadlines.hard
         self._told_stop: tuple[StopReason, bool] | None = None
         self._storing = 0
+        self._shipping = anyio.CancelScope()
 
     @property
     def is_running(self) -> bool:
@@ -140,6 +137,8 @@ class Supervisor:
         self.given_up = self.given_up or (self._exit is not None and reason is StopReason.OPERATOR)
         self.stop_asked = self.stop_asked or reason
         self.kill_asked = self.kill_asked or now
+        if self.given_up:
+            self._shipping.cancel()
         self.bell.ring()
 
     def active(self) -> timedelta:
@@ -156,13 +155,9 @@ class Supervisor:
 
     async def watch(self) -> Outcome:
         """Watch until there is an outcome, and return it; nothing is settled yet."""
-        dispatch = self.record.dispatch
-        workspace = self.record.workspace
-        branch = workspace.branch if workspace else dispatch.names.branch
-        if workspace is not None:
-            since, resumed = watched_since(self.record), dispatch.resumed
-            before = resumed.number if resumed else None
-            asked = Watch(dispatch.id, branch, workspace.base, since, accepted=before)
+        asked = watch_of(self.record)
+        branch = asked.branch if asked else self.record.dispatch.names.branch
+        if asked is not None:
             self._lookout.watch(asked, self.bell.ring)
         try:
             async with anyio.create_task_group() as group:
@@ -184,7 +179,7 @@ class Supervisor:
             return
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey)
-            self._exit = await followed(agent, lambda _: None, LINE_BYTES)
+            self._exit = await followed(agent, lambda _: None)
             group.cancel_scope.cancel()
         self._on_change()
 
@@ -200,8 +195,17 @@ class Supervisor:
             await self._note_session()
             await self._note_sighting(self._lookout.sighting(branch))
             is_merged = self._pull is not None and self._pull.state is PullState.MERGED
+            has_work = is_due(self.record, self._exit)
+            # Its agent was quicker than the operator, whose word counts all the same.
+            self.given_up |= has_work and self.stop_asked is StopReason.OPERATOR
             if self._is_given_up and not is_merged:
                 return Outcome(OutcomeKind.CANCELLED, STOPPED_BY_OPERATOR)
+            if has_work and not self.given_up:
+                if not self.is_on_record:
+                    await self.bell.wait(ASK_AGAIN)
+                elif ended := await self._ship():
+                    return ended
+                continue
             if self._exit is not None and self._pull is not None and self.has_open_pull:
                 if self.follow_up.is_granted:
                     await self._store(replace(self.record, pull=self._pull))
@@ -222,6 +226,15 @@ class Supervisor:
                 case Wait() as wait:
                     await self._act(wait)
                     await self.bell.wait(self._next(wait.recheck))
+
+    async def _ship(self) -> Outcome | None:
+        """Ship what the agent has committed; what the forge says from then on is news (P9)."""
+        with self._shipping:
+            ended = await ship(self._world, self.record, self._store)
+            self._exit_s, self._quiet = self._world.clock.monotonic(), []
+            self._lookout.ask()
+            return ended
+        return None
 
     @property
     def _is_given_up(self) -> bool:

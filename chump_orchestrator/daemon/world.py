@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Worktrees,
     )
     from chump_orchestrator.core.records import Record
+    from chump_orchestrator.core.shipping import Shipper
 
 log = structlog.get_logger()
 
@@ -101,6 +102,10 @@ class World:
     zone: Callable[[str], tzinfo | None] = lambda name: None if name else UTC
     """Gives a time zone by its name, `None` for one that there is not; without a name, the zone
     of the machine that agents run on."""
+    shipper: Shipper | None = None
+    """Who ships what agents have committed; `None` where nobody can be asked to."""
+    ships: bool = False
+    """Whether agents that are started now have the daemon ship for them (behaviour P9)."""
 
     def tell(self, event: str, **fields: object) -> None:
         """Pass an event on to whoever listens, such as a terminal; logging is the caller's.

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from chump_orchestrator import config, plugins
+from chump_orchestrator import plugins
 from chump_orchestrator.adapters.backends import BackendOptions
 from chump_orchestrator.adapters.local.launching import find_program
 from chump_orchestrator.adapters.process import run
@@ -23,6 +23,7 @@ from chump_orchestrator.decisions import BYPASSING, reachable
 from chump_orchestrator.doctor.findings import Check, Finding, fail, ok, skip, warn
 from chump_orchestrator.doctor.installed import Surroundings
 from chump_orchestrator.doctor.subject import Subject, in_thread
+from chump_orchestrator.equipment import environment_of_agents
 
 PATIENCE = timedelta(seconds=20)
 """For an agent to tell its version or login; one written in a slow language takes a second."""
@@ -55,8 +56,8 @@ async def candidates(subject: Subject) -> dict[str, tuple[Command, Mapping[str, 
     found: dict[str, tuple[Command, Mapping[str, str]]] = {}
     for backend in sorted(reachable(routed)):
         command = command_of(subject, backend, _route_to(backend, routed))
-        patterns = (*config.FORGE_VARIABLES, *subject.settings.pass_env, *command.pass_env)
-        variables = config.agent_environment(around.variables, patterns) | dict(command.env)
+        given = environment_of_agents(subject.settings, around.variables)(command.pass_env)
+        variables = {**given, **command.env}
         found[backend] = command, variables
     return found
 

@@ -29,7 +29,7 @@ class OnSignal(StrEnum):
 
 
 class OnFailedChecks(StrEnum):
-    """What follows when checks or reviewers find fault: nothing, or another session (P9)."""
+    """What follows when checks or reviewers find fault: nothing, or another session (P10)."""
 
     WAIT = "wait"
     RESUME = "resume"
@@ -51,3 +51,26 @@ class LogLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+class ShipBy(StrEnum):
+    """Who pushes and opens requests: agents themselves, or the daemon for them."""
+
+    AGENT = "agent"
+    DAEMON = "daemon"
+
+
+class Uncommitted(StrEnum):
+    """What the daemon does with work that an agent has not committed."""
+
+    FAIL = "fail"
+    COMMIT = "commit"
+
+
+class AutoMerge(StrEnum):
+    """How a forge merges a request as soon as it may; empty leaves that to people."""
+
+    NO = ""
+    MERGE = "merge"
+    SQUASH = "squash"
+    REBASE = "rebase"

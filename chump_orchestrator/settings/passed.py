@@ -18,6 +18,9 @@ AGENT_VARIABLES = (  # noqa: SIM905 - a line for each would hide the whole
 FORGE_VARIABLES = ("GH_*", "GITHUB_TOKEN", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO")
 """What an agent gets on top while it ships for itself (behaviour D5)."""
 
+FORGE_ACCESS = (*FORGE_VARIABLES, "GITHUB_*TOKEN", "GITLAB_*TOKEN", "GIT_ASKPASS", "SSH_*")
+"""What an agent does not get while the daemon ships for it (behaviour P9)."""
+
 NEVER_PASSED = (  # noqa: SIM905 - a line for each would hide the whole
     "NOTIFY_SOCKET WATCHDOG_* LISTEN_* MAINPID INVOCATION_ID JOURNAL_STREAM LD_* DYLD_* "
     "PYTHON* CHUMP_DISPATCH_* CHUMP_SESSION_ID CHUMP_PICKER_* CHUMP_FAULT_INJECT "
@@ -59,3 +62,29 @@ def agent_environment(variables: Mapping[str, str], patterns: Iterable[str] = ()
         return any(fnmatchcase(name, pattern) for pattern in wanted)
 
     return {name: value for name, value in variables.items() if is_passed(name)}
+
+
+def names_forge_access(pattern: str) -> bool:
+    """Say whether a pattern of `pass_env` is meant for what gives access to a forge.
+
+    `*` and other patterns that only happen to fit it are not.
+    """
+    return any(fnmatchcase(pattern.replace("*", "_"), access) for access in FORGE_ACCESS)
+
+
+def passes_forge(name: str, patterns: Iterable[str]) -> bool:
+    """Say whether patterns of `pass_env` hand on a variable `name` that gives such access."""
+    return any(names_forge_access(p) and fnmatchcase(name, p) for p in patterns)
+
+
+def environment_without_forge(
+    variables: Mapping[str, str], patterns: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return what an agent gets that does not ship: what gives access to a forge only by name."""
+    wanted = tuple(patterns)
+    return {
+        name: value
+        for name, value in agent_environment(variables, wanted).items()
+        if not any(fnmatchcase(name, access) for access in FORGE_ACCESS)
+        or passes_forge(name, wanted)
+    }

@@ -299,6 +299,24 @@ def commit_complaint(text: str) -> str | None:
     return "this names no commit" if bad else None
 
 
+LONGEST_LABEL = 50
+"""Characters that GitHub takes of a label's name."""
+
+
+def pattern_complaint(text: str) -> str | None:
+    """Say why `text` fits no path of a repository, or `None`."""
+    if not text.strip("!/ "):
+        return "it is empty"
+    return "paths do not begin with ./ here" if text.lstrip("!").startswith("./") else None
+
+
+def label_complaint(text: str) -> str | None:
+    """Say why `text` can be no label, or `None`."""
+    if not text.strip():
+        return "it is empty"
+    return f"it is longer than {LONGEST_LABEL} characters" if len(text) > LONGEST_LABEL else None
+
+
 def signal() -> Rule:
     """Return the rule for the name of a signal, with or without SIG."""
 

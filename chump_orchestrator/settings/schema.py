@@ -37,6 +37,7 @@ from chump_orchestrator.settings.tables import (
     Retry,
     Routing,
     Secrets,
+    Ship,
     State,
     Stop,
     Worktrees,
@@ -66,6 +67,7 @@ class Settings:
     backend: BackendSettings = field(default_factory=BackendSettings)
     prompt: Prompt = field(default_factory=Prompt)
     pulls: Pulls = field(default_factory=Pulls)
+    ship: Ship = field(default_factory=Ship)
     retry: Retry = field(default_factory=Retry)
     brake: Brake = field(default_factory=Brake)
     budget: Budget = field(default_factory=Budget)

@@ -17,12 +17,15 @@ from chump_orchestrator.core.gap import Effort, Priority
 from chump_orchestrator.core.routing import canonical_backend
 from chump_orchestrator.settings import rules
 from chump_orchestrator.settings.choices import (
+    AutoMerge,
     LogFormat,
     LogLevel,
     OnFailedChecks,
     OnSignal,
     PickKind,
     PickOrder,
+    ShipBy,
+    Uncommitted,
 )
 from chump_orchestrator.settings.passed import passed_complaint
 from chump_orchestrator.settings.rules import Rule
@@ -161,13 +164,63 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Pulls:
-    """How pull requests are watched (behaviour P3 to P9)."""
+    """How pull requests are watched (behaviour P3 to P8, P10)."""
 
     use: str = key("gh", PLUG_IN)
     interval: timedelta = key(timedelta(seconds=30), rules.duration(_SECOND, _HOUR))
     ci_grace: timedelta = key(timedelta(minutes=30), _SECONDS)
     deadline: timedelta = key(timedelta(hours=24), _SECONDS)
     on_failed_checks: OnFailedChecks = key(OnFailedChecks.WAIT, rules.word(OnFailedChecks))
+
+
+FORBIDDEN_PATHS = (
+    ".github/workflows/*",
+    ".github/actions/*",
+    ".gitlab-ci.yml",
+    "CODEOWNERS",
+    ".env*",
+    "!.env*example",
+    "!.env*sample",
+    "!.env*template",
+    "*.pem",
+    "*.key",
+    "*.p12",
+    "*.pfx",
+    "*.jks",
+    "id_rsa",
+    "id_dsa",
+    "id_ecdsa",
+    "id_ed25519",
+    ".netrc",
+    ".git-credentials",
+)
+"""What runs with the repository's own secrets or says who must review, and where keys are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ship:
+    """Who ships, what is not shipped, and what a request is given (behaviour P9)."""
+
+    by: ShipBy = key(ShipBy.AGENT, rules.word(ShipBy))
+    uncommitted: Uncommitted = key(Uncommitted.FAIL, rules.word(Uncommitted))
+    forbidden_paths: tuple[str, ...] = key(
+        FORBIDDEN_PATHS,
+        rules.listing(
+            rules.line("", rules.pattern_complaint), 'patterns of paths, such as ["*.pem"]'
+        ),
+    )
+    allow: tuple[str, ...] = key(
+        (),
+        rules.listing(
+            rules.line("", rules.pattern_complaint),
+            'patterns of paths, or of texts that are no secrets, such as ["tests/keys/*"]',
+        ),
+    )
+    draft: bool = key(default=False, rule=SWITCH)
+    labels: tuple[str, ...] = key(
+        (), rules.listing(rules.line("", rules.label_complaint), 'labels, such as ["agent"]')
+    )
+    auto_merge: AutoMerge = key(AutoMerge.NO, rules.word(AutoMerge))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ LARGEST_FILE = 2**20
 """Bytes; what is larger was not written by a person."""
 
 NOT_IN_THIS_VERSION: Mapping[Key, str] = {
-    ("ship",): "shipping in the place of agents",
     ("routing", "learn"): "learning routes from outcomes",
 }
 """Features with keys of their own that other versions may have (behaviour C4)."""

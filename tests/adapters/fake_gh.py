@@ -1,5 +1,7 @@
 """A small, honest `gh`: what the real one answers to `gh api`, from a JSON file.
 
+It looks requests up by GraphQL, opens and labels them by REST, and arms their merge by GraphQL.
+
 Tests use `FakeGh` to install it into a folder of their PATH and to say what the forge knows. The
 very same file, with another first line, is the script: it reads `forge.json` beside it, computes
 its answer from the aliases of the query it is handed, and appends each call to `calls.jsonl`.
@@ -7,12 +9,16 @@ its answer from the aliases of the query it is handed, and appends each call to 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
+import subprocess
 import sys
 import time
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +64,30 @@ BODIES = {
 """Answers with exit status 0 that are none."""
 
 
-class FakeGh:
-    """The forge as a test sees it: what it knows, how it answers, what it was asked."""
+LOST = "lost"
+"""An answer to what changes something: it is done, and then the line is cut."""
 
-    def __init__(self, folder: Path, *, repository: str = "acme/anvil") -> None:
+
+class FakeGh:
+    """The forge as a test sees it: what it knows, how it answers, what it was asked.
+
+    `origin` is the bare repository behind it, in which branches are looked up when a request is
+    opened. `denies` says how single calls are answered: `look`, `create`, `label`, `find`, `arm`.
+    """
+
+    def __init__(
+        self, folder: Path, *, repository: str = "acme/anvil", origin: Path | None = None
+    ) -> None:
         self.folder = folder
         self.repository = repository
+        self.origin = origin
         self.requests: list[dict[str, Any]] = []
         self.answer = "ok"
         self.rest: dict[str, Any] = {}
+        self.denies: dict[str, str] = {}
+        self.allows_drafts = True
+        self.allows_auto_merge = True
+        self.merges_when_armed = False
         self.rate: dict[str, Any] | None = {
             "cost": 1,
             "remaining": 4900,
@@ -96,6 +117,7 @@ class FakeGh:
 
         `tip` is where its branch is by now, if that is no longer `head`.
         """
+        self.requests = self.known()
         places = [one["number"] for one in self.requests]
         place = places.index(number) if number in places else len(places)
         self.requests[place : place + 1] = [
@@ -118,12 +140,39 @@ class FakeGh:
 
     def answers(self, kind: str) -> None:
         """Answer like this from now on: `ok`, or a key of `FAILURES` or `BODIES`, or another."""
+        self.requests = self.known()
         self.answer = kind
         self.save()
+
+    def denying(self, **calls: str) -> None:
+        """Answer these calls like that from now on, and all others as before."""
+        self.requests = self.known()
+        self.denies = calls
+        self.save()
+
+    def merge(self, number: int) -> None:
+        """Mark a request as merged."""
+        self.requests = self.known()
+        for one in self.requests:
+            if one["number"] == number:
+                one["state"] = "MERGED"
+        self.save()
+
+    def known(self) -> list[dict[str, Any]]:
+        """Return the requests there are by now, those that were opened by a call too."""
+        if not (self.folder / FORGE).exists():
+            return self.requests
+        found = json.loads((self.folder / FORGE).read_text("utf-8"))["requests"]
+        return list(found)
 
     def save(self) -> None:
         known = {
             "repository": self.repository,
+            "origin": str(self.origin or ""),
+            "denies": self.denies,
+            "allows_drafts": self.allows_drafts,
+            "allows_auto_merge": self.allows_auto_merge,
+            "merges_when_armed": self.merges_when_armed,
             "requests": self.requests,
             "answer": self.answer,
             "rate": self.rate,
@@ -202,19 +251,155 @@ def _rest(here: Path) -> int:
     return 0
 
 
+def _create(body: dict[str, Any], forge: dict[str, Any]) -> dict[str, Any] | str:
+    """Open a request as GitHub does; a text is why it does not."""
+    branch, base = body["head"], body["base"]
+    heads = {}
+    for name in (branch, base):
+        told = subprocess.run(
+            ["git", "--git-dir", forge["origin"], "rev-parse", "--verify", f"refs/heads/{name}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if told.returncode != 0:
+            return f"PullRequest {'head' if name == branch else 'base'} invalid"
+        heads[name] = told.stdout.strip()
+    if any(one["headRefName"] == branch and one["state"] == "OPEN" for one in forge["requests"]):
+        return f"A pull request already exists for acme:{branch}."
+    beyond = subprocess.run(
+        ["git", "--git-dir", forge["origin"], "rev-list", f"{heads[base]}..{heads[branch]}"],
+        capture_output=True,
+        check=True,
+    )
+    if not beyond.stdout:
+        return f"No commits between {base} and {branch}"
+    if body["draft"] and not forge["allows_drafts"]:
+        return "Draft pull requests are not supported in this repository."
+    number = max([0, *(one["number"] for one in forge["requests"])]) + 1
+    one = {
+        "number": number,
+        "state": "OPEN",
+        "createdAt": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "headRefOid": heads[branch],
+        "headRefName": branch,
+        "isCrossRepository": False,
+        "isDraft": body["draft"],
+        "url": f"https://github.com/{forge['repository']}/pull/{number}",
+        "mergedAt": None,
+        "reviewDecision": None,
+        "checks": None,
+        "tip": heads[branch],
+        "title": body["title"],
+        "body": body["body"],
+        "base": base,
+        "labels": [],
+        "armed": "",
+    }
+    forge["requests"].append(one)
+    return {"number": number, "html_url": one["url"], "node_id": f"PR_{number}"}
+
+
+def _find(body: dict[str, Any], forge: dict[str, Any]) -> dict[str, Any]:
+    number = body["variables"]["number"]
+    one = next((one for one in forge["requests"] if one["number"] == number), None)
+    if one is None:
+        message = f"Could not resolve to a PullRequest with the number of {number}."
+        return {"data": {"repository": {"pullRequest": None}}, "errors": [{"message": message}]}
+    armed = {"enabledAt": one["createdAt"]} if one.get("armed") else None
+    told = {"id": f"PR_{number}", "state": one["state"], "autoMergeRequest": armed}
+    return {"data": {"repository": {"pullRequest": told}}}
+
+
+def _arm(body: dict[str, Any], forge: dict[str, Any]) -> dict[str, Any]:
+    if not forge["allows_auto_merge"]:
+        message = "Auto merge is not allowed for this repository"
+        return {"data": {"enablePullRequestAutoMerge": None}, "errors": [{"message": message}]}
+    for one in forge["requests"]:
+        if f"PR_{one['number']}" == body["variables"]["id"]:
+            one["armed"] = body["variables"]["method"]
+            if forge["merges_when_armed"]:
+                _merge(one, forge["origin"])
+    return {"data": {"enablePullRequestAutoMerge": {"pullRequest": {"number": 1}}}}
+
+
+def _merge(one: dict[str, Any], origin: str) -> None:
+    """Merge a request into its base, as a forge does whose checks are green at once."""
+
+    def git(*args: str) -> str:
+        told = subprocess.run(
+            ["git", "--git-dir", origin, "-c", "user.name=F", "-c", "user.email=f@x", *args],
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        return told.stdout.strip()
+
+    base, head = f"refs/heads/{one['base']}", one["headRefOid"]
+    tree = git("merge-tree", "--write-tree", base, head).splitlines()[0]
+    commit = git("commit-tree", "-p", base, "-p", head, "-m", one["title"], tree)
+    git("update-ref", base, commit)
+    one["state"] = "MERGED"
+
+
+def _kind_of(argv: list[str], body: dict[str, Any]) -> str:
+    """Return which call this is; empty for one that this small gh does not know."""
+    if argv[:2] == ["api", "graphql"]:
+        query = body["query"]
+        if "enablePullRequestAutoMerge" in query:
+            return "arm"
+        return "find" if "pullRequest(number" in query else "look"
+    if argv[:3] == ["api", "--method", "POST"]:
+        place = re.fullmatch(r"repos/[\w.-]+/[\w.-]+/(pulls|issues/\d+/labels)", argv[3])
+        if place is not None:
+            return "create" if place[1] == "pulls" else "label"
+    return ""
+
+
+def _carry_out(
+    kind: str, argv: list[str], body: dict[str, Any], forge: dict[str, Any]
+) -> dict[str, Any] | str:
+    match kind:
+        case "create":
+            return _create(body, forge)
+        case "label":
+            number = int(argv[3].split("/")[4])
+            for one in forge["requests"]:
+                if one["number"] == number:
+                    one["labels"] = sorted({*one["labels"], *body["labels"]})
+            return {"labels": body["labels"]}
+        case "find":
+            return _find(body, forge)
+        case "arm":
+            return _arm(body, forge)
+        case _:
+            return _answer_to(body, forge)
+
+
+@contextlib.contextmanager
+def _turn(here: Path) -> Iterator[None]:
+    with (here / "turn").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _run(here: Path) -> int:
-    if sys.argv[1:3] == ["api", "--hostname"] and sys.argv[-1].startswith("repos/"):
+    argv = sys.argv[1:]
+    if argv[:2] == ["api", "--hostname"] and argv[-1].startswith("repos/"):
         return _rest(here)
-    if sys.argv[1:3] != ["api", "graphql"] or sys.argv[-2:] != ["--input", "-"]:
-        sys.stderr.write(f"unknown command {sys.argv[1:]!r} for this small gh\n")
+    if argv[-2:] != ["--input", "-"]:
+        sys.stderr.write(f"unknown command {argv!r} for this small gh\n")
         return 1
-    text = sys.stdin.read()
-    body = json.loads(text)
+    body = json.loads(sys.stdin.read())
+    call_kind = _kind_of(argv, body)
+    if not call_kind:
+        sys.stderr.write(f"unknown command {argv!r} for this small gh\n")
+        return 1
     with (here / CALLS).open("a", encoding="utf-8") as log:
-        call = {"argv": sys.argv[1:], "body": body, "env": dict(os.environ)}
+        call = {"argv": argv, "body": body, "env": dict(os.environ), "kind": call_kind}
         log.write(json.dumps(call) + "\n")
     forge = json.loads((here / FORGE).read_text("utf-8"))
-    kind = forge["answer"]
+    kind = forge["denies"].get(call_kind) or forge["answer"]
     if kind == "hang":
         time.sleep(3600)
     if kind == "echo-token":
@@ -226,7 +411,21 @@ def _run(here: Path) -> int:
     if kind in BODIES:
         sys.stdout.write(BODIES[kind])
         return 0
-    answer = _answer_to(body, forge)
+    with _turn(here):
+        forge = json.loads((here / FORGE).read_text("utf-8"))
+        answer = _carry_out(call_kind, argv, body, forge)
+        if call_kind in ("create", "label", "arm"):
+            new = here / (FORGE + ".newer")
+            new.write_text(json.dumps(forge), "utf-8")
+            new.replace(here / FORGE)
+    if kind == LOST:
+        sys.stderr.write("error connecting to api.github.com\n")
+        return 1
+    if isinstance(answer, str):
+        told = {"message": "Validation Failed", "errors": [{"message": answer}]}
+        sys.stdout.write(json.dumps(told))
+        sys.stderr.write(f"gh: Validation Failed (HTTP 422)\n{answer}\n")
+        return 1
     if kind == "missing-alias":
         answer["data"]["repository"].popitem()
     if kind == "other-shape":

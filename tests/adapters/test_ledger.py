@@ -31,6 +31,7 @@ from chump_orchestrator.adapters.ledger_rows import (
     PULL,
     REFLECTION,
     ROUTE,
+    SHIPMENT,
     WORKSPACE,
     Codec,
     columns_of,
@@ -48,6 +49,7 @@ from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind, PullRequ
 from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import Route
+from chump_orchestrator.core.shipping import Shipment
 from tests.adapters.troubles import Locker, a_full_disk
 from tests.builders import NOW, a_dispatch, a_gap
 
@@ -504,6 +506,7 @@ CODECS: dict[type, Codec[Any]] = {
     Reflection: REFLECTION,
     Pause: PAUSE,
     Fuse: FUSE,
+    Shipment: SHIPMENT,
 }
 
 st.register_type_strategy(datetime, st.datetimes(timezones=st.just(UTC)))

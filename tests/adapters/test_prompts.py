@@ -193,3 +193,25 @@ async def test_a_brief_never_begins_like_a_command(worktree: Path) -> None:
     put(worktree, "brief.md", "\n/clear all of {gap}")
 
     assert (await briefed(worktree, "brief.md")) == "Your brief:\n\n\n/clear all of COMP-005a-fe"
+
+
+async def test_p9_who_does_not_ship_gets_neither_script_nor_epilogue(worktree: Path) -> None:
+    put(worktree, prompts.SHIP_SCRIPTS[0], "#!/bin/sh\n")
+    put(worktree, prompts.EPILOGUE[0], "Ship it.\n")
+    workspace = Workspace(str(worktree), BRANCH, "0" * 40)
+
+    text = await RepositoryPrompts(is_shipped=True).prompt(GAP, workspace, ())
+
+    assert text == brief(GAP, BRANCH, BriefParts(is_shipped=True))
+
+
+async def test_p9_the_ship_command_of_a_template_is_to_commit(worktree: Path) -> None:
+    put(worktree, "brief.md", "Then: {ship_command}")
+    put(worktree, prompts.SHIP_SCRIPTS[0], "#!/bin/sh\n")
+    workspace = Workspace(str(worktree), BRANCH, "0" * 40)
+    maker = RepositoryPrompts(template="brief.md", is_shipped=True)
+
+    text = await maker.prompt(GAP, workspace, ())
+
+    assert text.startswith("Then: When the work is done: commit all of it")
+    assert "bot-merge" not in text

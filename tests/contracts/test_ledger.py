@@ -30,6 +30,7 @@ from chump_orchestrator.core.ports import Ledger
 from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import Route
+from chump_orchestrator.core.shipping import Shipment, Stage
 from chump_orchestrator.core.testimony import Report, Usage
 from chump_orchestrator.testing import MemoryLedger
 from tests.builders import NOW, a_dispatch, a_gap
@@ -211,6 +212,7 @@ async def test_everything_known_of_a_dispatch_comes_back_as_it_was(opened: Open)
         cost_usd=1.5,
         tokens=12,
         report=A_REPORT,
+        shipment=Shipment(Stage.OPENED, "c" * 40, "1 commit, 1 path", 7, "url"),
     )
 
     async with opened() as ledger:

@@ -116,3 +116,17 @@ def test_lessons_are_few_short_and_one_line_each() -> None:
     told = re.findall(r"^- (lesson .*)$", text, re.MULTILINE)
     assert LESSONS == 5
     assert told == [f"lesson {n} begin {'y' * 999}"[:LESSON_LIMIT] for n in range(5)]
+
+
+def test_who_does_not_ship_is_told_to_commit_and_nothing_else() -> None:
+    """Behaviour P9: neither script nor epilogue, which say how to ship, is for such an agent."""
+    parts = BriefParts("Rules.\n", "The epilogue.\n", "scripts/bot-merge.sh", is_shipped=True)
+
+    text = brief(a_gap("A-1", title="t"), "claude/a-1", parts)
+
+    assert "commit all of it on branch claude/a-1, leave nothing uncommitted" in text
+    assert "Do not push, do not open a pull request" in text
+    assert "working on gap A-1" in text
+    assert text.startswith("Rules.\n\n---\n")
+    for word in ("bot-merge", "epilogue", "git push", "number of the pull request"):
+        assert word not in text

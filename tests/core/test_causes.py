@@ -24,6 +24,7 @@ def test_the_names_are_stable() -> None:
         "network",
         "out-of-memory",
         "no-pr",
+        "ship-refused",
         "exit-code",
         "deadline",
         "spawn",

@@ -1,4 +1,4 @@
-"""Requests that fail after their agent has ended, and the sessions that put them right (P9)."""
+"""Requests that fail after their agent has ended, and the sessions that put them right (P10)."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ DISPATCH = {
     "overdue": True,
     "silent_s": 12.0,
     "pull": {"number": 412, "state": "open", "checks": "failing"},
+    "shipping": None,
     "cost_usd": 0.5,
     "tokens": 12,
     "turns": 3,

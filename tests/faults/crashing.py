@@ -31,11 +31,13 @@ from chump_orchestrator.adapters.leases import FileLeases
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.local import LocalExecutor, launching, remains
 from chump_orchestrator.adapters.local.files import read_object
+from chump_orchestrator.adapters.shipping import GhShipper, GitShipper
 from chump_orchestrator.adapters.sqlite import SqliteThread
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.cli.root import main
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.records import DispatchState, Record
+from chump_orchestrator.core.shipping import Stage
 from chump_orchestrator.daemon import launching as daemon_launching
 from chump_orchestrator.daemon import orchestrator
 from chump_orchestrator.shim import linux
@@ -55,6 +57,15 @@ def _becomes(state: DispatchState) -> Callable[..., bool]:
     def is_meant(_ledger: SqliteLedger, _id: str, record: Record) -> bool:
         # What is seen of its request is written down in the same state.
         return record.state is state and (record.pull is None or record.exit is not None)
+
+    return is_meant
+
+
+def _reaches(stage: Stage) -> Callable[..., bool]:
+    def is_meant(_ledger: SqliteLedger, _id: str, record: Record) -> bool:
+        # What is seen of its request is written down in the same stage.
+        is_there = record.shipment is not None and record.shipment.stage is stage
+        return is_there and record.exit is not None and record.pull is None
 
     return is_meant
 
@@ -81,6 +92,14 @@ STEPS = {
     "d10-worktree": Step(GitWorktrees, "remove"),
     "d10-thrown": Step(rooms, "throw_away"),
     "d10": Step(SqliteLedger, "tidied"),
+    # Of shipping, between d7 and the outcome.
+    "ship-look": Step(GhShipper, "inspect"),
+    "ship-sealed": Step(SqliteLedger, "update", _reaches(Stage.SEALED)),
+    "ship-push": Step(GitShipper, "push"),
+    "ship-pushed": Step(SqliteLedger, "update", _reaches(Stage.PUSHED)),
+    "ship-open": Step(GhShipper, "open"),
+    "ship-opened": Step(SqliteLedger, "update", _reaches(Stage.OPENED)),
+    "ship-finish": Step(GhShipper, "finish"),
     # Of recovery; the steps that undo and settle are those above.
     "heal": Step(GitWorktrees, "heal"),
     "attach": Step(LocalExecutor, "attach"),
