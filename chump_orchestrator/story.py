@@ -54,5 +54,7 @@ def _of(event: str, fields: Mapping[str, object]) -> str:
         case "dispatch.settled":
             why = f" ({fields['reason']})" if fields["reason"] else ""
             return f"{str(fields['outcome']).upper()}{why}"
+        case "dispatch.corrected":
+            return f"{str(fields['outcome']).upper()} after all (it had counted as {fields['was']})"
         case _:
             return ""

@@ -13,10 +13,11 @@ from itertools import chain
 from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.corrections import CORRECTABLE, MOST, Correction
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Effort, Gap, domain_of, on_one_line
-from chump_orchestrator.core.outcome import Outcome, OutcomeKind
+from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullRequest
 from chump_orchestrator.core.records import (
     DispatchState,
     Parked,
@@ -38,6 +39,7 @@ class MemoryLedger:
         self._accepted: set[str] = set()
         self._unaccepted_usd: dict[str, float] = {}
         self._outbox: dict[str, Reflection] = {}
+        self._corrections: dict[str, Reflection] = {}
         self._parked: dict[str, Parked] = {}
         self._shipped: dict[str, date] = {}
         self._confirmed: set[str] = set()
@@ -98,6 +100,51 @@ class MemoryLedger:
         if settlement.outcome.kind is OutcomeKind.SHIPPED:
             self._shipped[gap] = settlement.ended_at.astimezone(UTC).date()
             self._confirmed.discard(gap)
+
+    async def late(self, since: datetime) -> tuple[Record, ...]:
+        known = self._records.values()
+        gone_on = {one.dispatch.resumed.dispatch for one in known if one.dispatch.resumed}
+        last = (one for one in known if one.dispatch.id not in gone_on)
+        found = [one for one in last if self._is_correctable(one)]
+        ended = [one for one in found if one.ended_at is not None and one.ended_at >= since]
+        return tuple(ended[-MOST:])
+
+    async def sighted(self, dispatch_id: str, pull: PullRequest) -> None:
+        record = self._records.get(dispatch_id)
+        if record is not None and self._is_correctable(record):
+            self._records[dispatch_id] = replace(record, pull=pull)
+
+    async def correct(self, dispatch_id: str, correction: Correction) -> bool:
+        record = self._records.get(dispatch_id)
+        if record is None or record.outcome is None or not self._is_correctable(record):
+            return False
+        gap, told = record.dispatch.gap.id, correction.reflection
+        self._records[dispatch_id] = replace(
+            record,
+            outcome=correction.outcome,
+            pull=correction.pull,
+            corrected_at=correction.at,
+            corrected_from=record.outcome.kind,
+        )
+        if waiting := self._outbox.get(dispatch_id):
+            self._outbox[dispatch_id] = _put_right(waiting, told)
+        self._corrections[dispatch_id] = told
+        self._accepted |= {each.dispatch.id for each in self._of(gap)}
+        if correction.ships:
+            self._parked.pop(gap, None)
+            self._shipped.setdefault(gap, correction.at.astimezone(UTC).date())
+        return True
+
+    async def corrections(self) -> tuple[Reflection, ...]:
+        return tuple(self._corrections.values())
+
+    async def correction_delivered(self, dispatch_id: str) -> None:
+        self._corrections.pop(dispatch_id, None)
+
+    @staticmethod
+    def _is_correctable(record: Record) -> bool:
+        is_over = record.outcome is not None and record.outcome.kind in CORRECTABLE
+        return is_over and not record.state.is_active and record.corrected_at is None
 
     async def tidied(self, dispatch_id: str) -> None:
         if dispatch_id in self._records:
@@ -261,6 +308,12 @@ class MemoryJournal:
             raise Unavailable(self.trouble)
         self._reflections.setdefault(reflection.dispatch, reflection)
 
+    async def correct(self, reflection: Reflection) -> None:
+        if self.trouble:
+            raise Unavailable(self.trouble)
+        if known := self._reflections.get(reflection.dispatch):
+            self._reflections[reflection.dispatch] = _put_right(known, reflection)
+
     async def remembered(self, dispatch_ids: Sequence[str]) -> Mapping[str, Remembered]:
         """Return how dispatches ended, of those that were recorded."""
         if self.trouble:
@@ -292,6 +345,15 @@ class MemoryJournal:
             text = f"{r.gap} ended {r.outcome}{because} after {r.duration_s} s"
             told.setdefault((r.gap, r.outcome, r.cause), text)
         return tuple(told.values())[: max(limit, 0)]
+
+
+def _put_right(known: Reflection, corrected: Reflection) -> Reflection:
+    return replace(
+        known,
+        outcome=corrected.outcome,
+        cause=corrected.cause,
+        pull_number=corrected.pull_number,
+    )
 
 
 class MemoryManager:

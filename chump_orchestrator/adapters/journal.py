@@ -6,20 +6,26 @@ are held for one short transaction (behaviour R1 to R6).
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, fields
-from datetime import timedelta
-from itertools import chain
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import anyio.to_thread
 
+from chump_orchestrator.adapters.journal_corrections import rewrite_reflection, rewrite_score
+from chump_orchestrator.adapters.journal_reading import (
+    REFLECTIONS,
+    TARGETS,
+    bearing_on,
+    columns_of,
+    failures_in,
+    names_in,
+    remembered_in,
+)
 from chump_orchestrator.adapters.sqlite import (
     BUSY_S,
     SqliteThread,
@@ -28,12 +34,9 @@ from chump_orchestrator.adapters.sqlite import (
     translate,
     use_wal,
 )
-from chump_orchestrator.core.causes import Cause
-from chump_orchestrator.core.gap import Effort, Gap, domain_of, is_gap_id
-from chump_orchestrator.core.outcome import Outcome, OutcomeKind
+from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.records import Remembered
 from chump_orchestrator.core.reflection import (
-    PATTERN,
     Reflection,
     ReflectionRow,
     RoutingRow,
@@ -43,14 +46,9 @@ from chump_orchestrator.core.reflection import (
     target_row,
 )
 
-REFLECTIONS = "chump_reflections"
-TARGETS = "chump_improvement_targets"
 ROUTING = "routing_outcomes"
 DELIVERED = "chump_orchestrator_delivered"
 """The table of ids that are written already: ours, in either database."""
-
-LOOKED_THROUGH = 500
-"""So many of the latest failures are looked through for lessons."""
 
 Columns = Mapping[str, str]
 Value = str | int | float | None
@@ -129,8 +127,8 @@ class _Book:
         return connection
 
     def _is_wanting(self, connection: sqlite3.Connection) -> bool:
-        return not _columns(connection, DELIVERED) or any(
-            columns.keys() - _names_in(connection, table) for table, columns in self._tables.items()
+        return not columns_of(connection, DELIVERED) or any(
+            columns.keys() - names_in(connection, table) for table, columns in self._tables.items()
         )
 
     def _complete(self, connection: sqlite3.Connection) -> None:
@@ -139,7 +137,7 @@ class _Book:
         for table, columns in self._tables.items():
             made = ", ".join(f"{name} {kind}" for name, kind in columns.items())
             connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({made})")
-            present = _names_in(connection, table)
+            present = names_in(connection, table)
             for name, kind in columns.items():
                 if name not in present:
                     # A column that is added can have neither key nor a default that changes.
@@ -182,6 +180,22 @@ class SqliteJournal:
         await self._memory.thread.run(remember)
         await self._state.thread.run(keep_score)
 
+    async def correct(self, reflection: Reflection) -> None:
+        """Rewrite the rows of a reflection as a later merge has it; quiet where there are none.
+
+        Only what follows from the outcome changes; what others have added to the rows stays.
+        `Unavailable` and cancellation are as with `record`.
+        """
+
+        def remember(connection: sqlite3.Connection) -> None:
+            rewrite_reflection(connection, reflection)
+
+        def keep_score(connection: sqlite3.Connection) -> None:
+            rewrite_score(connection, reflection)
+
+        await self._memory.thread.run(remember)
+        await self._state.thread.run(keep_score)
+
     async def lessons(self, gap: Gap, limit: int = 5) -> tuple[str, ...]:
         """Return at most `limit` sentences on failures that bear on `gap` (behaviour R7).
 
@@ -192,11 +206,11 @@ class SqliteJournal:
         path = self._memory.path
         try:
             failures = await anyio.to_thread.run_sync(
-                _failures_in, path, self._busy_s, abandon_on_cancel=True
+                failures_in, path, self._busy_s, abandon_on_cancel=True
             )
         except (sqlite3.Error, OSError) as error:
             raise translate(error, path) from error
-        return _bearing_on(gap, failures, limit)
+        return bearing_on(gap, failures, limit)
 
     async def remembered(self, dispatch_ids: Sequence[str]) -> Mapping[str, Remembered]:
         """Return how dispatches ended, of those that there are reflections of.
@@ -206,7 +220,7 @@ class SqliteJournal:
         path = self._memory.path
         try:
             return await anyio.to_thread.run_sync(
-                _remembered_in, path, tuple(dispatch_ids), self._busy_s, abandon_on_cancel=True
+                remembered_in, path, tuple(dispatch_ids), self._busy_s, abandon_on_cancel=True
             )
         except (sqlite3.Error, OSError) as error:
             raise translate(error, path) from error
@@ -256,7 +270,7 @@ def _insertion(connection: sqlite3.Connection, table: str) -> str:
     told = dict.fromkeys(_GIVEN[table], "?")
     if "created_at" in _TABLES[table]:
         told["created_at"] = "datetime('now')"
-    for _, name, kind, is_demanded, default, key in _columns(connection, table):
+    for _, name, kind, is_demanded, default, key in columns_of(connection, table):
         empty = "0" if _NUMBER.search(kind) else "''"
         if not is_demanded or key:
             continue
@@ -267,133 +281,3 @@ def _insertion(connection: sqlite3.Connection, table: str) -> str:
     names = ", ".join('"' + name.replace('"', '""') + '"' for name in told)
     values = ", ".join(told.values())
     return f"INSERT INTO {table} ({names}) VALUES ({values})"  # noqa: S608 - names and defaults
-
-
-def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
-    return connection.execute(f"PRAGMA table_info({table})").fetchall()
-
-
-def _names_in(connection: sqlite3.Connection, table: str) -> set[str]:
-    return {column[1].lower() for column in _columns(connection, table)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """What a row tells of a dispatch that failed, read as strictly as text of strangers."""
-
-    gap: str
-    outcome: OutcomeKind
-    duration_s: int
-    cause: Cause | None
-    effort: str
-
-    @property
-    def in_words(self) -> str:
-        because = f" ({self.cause})" if self.cause is not None else ""
-        return f"{self.gap} ended {self.outcome}{because} after {self.duration_s} s"
-
-
-_NEEDED = {"task_id", "observed_outcome", "hypothesis", "error_pattern", "outcome_class"} | {
-    "reflection_id",
-    "directive",
-}
-_LATEST_FAILURES = """
-SELECT task_id, observed_outcome, hypothesis, directive
-FROM (SELECT * FROM chump_reflections
-      WHERE error_pattern = ? AND outcome_class = 'failure' ORDER BY id DESC LIMIT ?) AS latest
-LEFT JOIN chump_improvement_targets AS target ON target.reflection_id = latest.id
-ORDER BY latest.id DESC
-"""
-_OBSERVED = re.compile(r"outcome=(\w+) duration_s=(\d{1,9})\b", re.ASCII)
-_CAUSE = re.compile(r"\bcause:([\w-]+)", re.ASCII)
-_EFFORT = re.compile(r"\beffort=(\w+)", re.ASCII)
-
-
-def _failures_in(path: Path, busy_s: float) -> list[_Failure]:
-    """Return the latest failures of dispatches, latest first. Blocks."""
-    if not path.exists():
-        return []
-    with closing(connect(path, readonly=True, busy_s=busy_s)) as connection:
-        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        present = _names_in(connection, REFLECTIONS) | _names_in(connection, TARGETS)
-        if not present.issuperset(_NEEDED):
-            return []
-        rows = connection.execute(
-            _LATEST_FAILURES,
-            (PATTERN, LOOKED_THROUGH),
-        ).fetchall()
-    return [failure for row in rows if (failure := _failure(*map(str, row))) is not None]
-
-
-def _failure(task: str, observed: str, hypothesis: str, directive: str) -> _Failure | None:
-    seen, cause, effort = (
-        _OBSERVED.search(observed),
-        _CAUSE.search(hypothesis),
-        _EFFORT.search(directive),
-    )
-    if seen is None or seen[1] not in tuple(OutcomeKind) or not is_gap_id(task):
-        return None
-    return _Failure(
-        gap=task,
-        outcome=OutcomeKind(seen[1]),
-        duration_s=int(seen[2]),
-        cause=Cause(cause[1]) if cause and cause[1] in tuple(Cause) else None,
-        effort=effort[1] if effort else Effort.UNKNOWN,
-    )
-
-
-_OF_DISPATCHES = """
-SELECT episode_id, observed_outcome, hypothesis FROM chump_reflections
-WHERE error_pattern = ? AND episode_id IN (SELECT value FROM json_each(?)) ORDER BY id
-"""
-_PULL = re.compile(r"\bpr=(\d{1,18})\b", re.ASCII)
-
-
-def _remembered_in(path: Path, ids: Sequence[str], busy_s: float) -> dict[str, Remembered]:
-    """Return how dispatches ended, by their ids. Blocks."""
-    if not path.exists():
-        return {}
-    with closing(connect(path, readonly=True, busy_s=busy_s)) as connection:
-        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        if not _names_in(connection, REFLECTIONS).issuperset(
-            {"episode_id", "observed_outcome", "hypothesis", "error_pattern"}
-        ):
-            return {}
-        rows = connection.execute(_OF_DISPATCHES, (PATTERN, json.dumps(ids))).fetchall()
-    told = {row[0]: _remembered(str(row[1]), str(row[2])) for row in rows}
-    return {dispatch: each for dispatch, each in told.items() if each is not None}
-
-
-def _remembered(observed: str, hypothesis: str) -> Remembered | None:
-    seen, cause, pull = (
-        _OBSERVED.search(observed),
-        _CAUSE.search(hypothesis),
-        _PULL.search(observed),
-    )
-    if seen is None or seen[1] not in tuple(OutcomeKind):
-        return None
-    known = Cause(cause[1]) if cause and cause[1] in tuple(Cause) else None
-    return Remembered(
-        Outcome(OutcomeKind(seen[1]), "as its reflection tells", known),
-        timedelta(seconds=int(seen[2])),
-        int(pull[1]) if pull else None,
-    )
-
-
-def _bearing_on(gap: Gap, failures: Sequence[_Failure], limit: int) -> tuple[str, ...]:
-    causes = {failure.cause for failure in failures if failure.gap == gap.id}
-    telling = causes - {None, Cause.UNKNOWN}
-    by_rank: tuple[list[_Failure], ...] = ([], [], [], [])
-    for failure in failures:
-        if failure.gap == gap.id:
-            by_rank[0].append(failure)
-        elif domain_of(failure.gap) == gap.domain:
-            by_rank[1].append(failure)
-        elif failure.cause in telling:
-            by_rank[2].append(failure)
-        elif failure.effort == gap.effort != Effort.UNKNOWN:
-            by_rank[3].append(failure)
-    told: dict[tuple[str, OutcomeKind, Cause | None], str] = {}
-    for failure in chain(*by_rank):
-        told.setdefault((failure.gap, failure.outcome, failure.cause), failure.in_words)
-    return tuple(told.values())[: max(limit, 0)]

@@ -17,6 +17,7 @@ from typing import Self
 import anyio.to_thread
 
 from chump_orchestrator.adapters.ledger_chronicle import CHRONICLE, attempt_of
+from chump_orchestrator.adapters.ledger_corrections import LateRows
 from chump_orchestrator.adapters.ledger_rows import (
     FUSE,
     PAUSE,
@@ -70,7 +71,7 @@ WHERE gap = ?
 """
 
 
-class SqliteLedger:
+class SqliteLedger(LateRows):
     """Keeps the promises of `core.ports.Ledger` in one file, with one writer and one reader.
 
     Made by `open`; an async context manager that closes itself. Writes are not interrupted by

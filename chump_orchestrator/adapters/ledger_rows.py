@@ -20,14 +20,8 @@ from chump_orchestrator.core.brakes import Fuse
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Deadlines, Dispatch, Names, Resumed, Workspace
 from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority
-from chump_orchestrator.core.outcome import (
-    Checks,
-    Exit,
-    Outcome,
-    OutcomeKind,
-    PullRequest,
-    PullState,
-)
+from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind
+from chump_orchestrator.core.pull import Checks, MergeState, PullRequest, PullState, Review
 from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import Route
@@ -185,7 +179,13 @@ PULL = Codec(
     checks=_words(Checks),
     head=_PLAIN,
     url=_PLAIN,
-    changes_requested=_PLAIN,
+    review=_words(Review),
+    merge_state=_words(MergeState),
+    is_draft=_PLAIN,
+    is_queued=_PLAIN,
+    is_armed=_PLAIN,
+    failing=_TEXTS,
+    failing_url=_PLAIN,
 )
 REFLECTION = Codec(
     Reflection,
@@ -350,6 +350,8 @@ def record_of(row: sqlite3.Row) -> Record:
             lessons=tuple(map(str, json.loads(row["lessons"]))),
             report=_maybe(REPORT.loads, row["report"]) or Report(),
             shipment=_maybe(SHIPMENT.loads, row["shipment"]),
+            corrected_at=_maybe(datetime.fromisoformat, row["corrected_at"]),
+            corrected_from=_maybe(OutcomeKind, row["corrected_from"]),
         )
     except (TypeError, ValueError, OverflowError) as error:
         msg = f"the ledger's row of dispatch {row['id']!r} cannot be read: {error}"

@@ -88,6 +88,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE requested ADD COLUMN resume INTEGER",
     ),
     ("ALTER TABLE dispatches ADD COLUMN shipment TEXT",),
+    (
+        "ALTER TABLE dispatches ADD COLUMN corrected_at TEXT",
+        "ALTER TABLE dispatches ADD COLUMN corrected_from TEXT",
+        """CREATE TABLE corrections (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            dispatch TEXT NOT NULL UNIQUE,
+            reflection TEXT NOT NULL
+        )""",
+    ),
 )
 """Each entry brings the schema to the next version. Entries that were released never change."""
 

@@ -5,11 +5,10 @@ Whatever is not plainly an answer is no news, and said to be (`Unavailable`).
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -17,23 +16,33 @@ import anyio.to_thread
 import structlog
 
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.process import run as run_program
+from chump_orchestrator.adapters.pulls_checks import (
+    MOST_PAGES,
+    REQUIRED,
+    Asked,
+    Judged,
+    Page,
+    judged,
+    read_pages,
+)
+from chump_orchestrator.adapters.pulls_checks import question as checks_question
 from chump_orchestrator.adapters.pulls_explained import Explainer
 from chump_orchestrator.adapters.pulls_graphql import (
-    Answer,
+    OPTIONAL,
     Repository,
     Request,
     question,
-    read_answer,
+    read_requests,
     repository_at,
     repository_named,
 )
-from chump_orchestrator.adapters.pulls_ours import SLACK, Commits, as_of_launch, in_short
+from chump_orchestrator.adapters.pulls_ours import SLACK, Commits, as_of_launch
+from chump_orchestrator.adapters.pulls_wire import Wire
 from chump_orchestrator.core.complaints import Complaint
-from chump_orchestrator.core.errors import ConfigError, MissingProgram, RateLimited, Unavailable
-from chump_orchestrator.core.outcome import PullRequest, PullState
+from chump_orchestrator.core.errors import ConfigError, MissingProgram, Unavailable
 from chump_orchestrator.core.ports import Clock
-from chump_orchestrator.core.records import Watch
+from chump_orchestrator.core.pull import Checks, PullRequest, PullState
+from chump_orchestrator.core.records import ForgeBudget, Watch
 
 log = structlog.get_logger()
 
@@ -43,37 +52,25 @@ TIMEOUT = timedelta(seconds=20)
 BRANCHES_AT_ONCE = 50
 """Asked about in one request, which costs one point of an hour's 5,000."""
 
-LONGEST_ANSWER_BYTES = 8 * 1024 * 1024
-
-RESERVE_POINTS = 100
-"""Of the hourly budget, so many are left to the people and agents who share it."""
-
-FIRST_QUIET = timedelta(minutes=1)
-LONGEST_QUIET = timedelta(minutes=15)
-"""After a refusal by a rate limit that names no end; doubled each time."""
-
-LONGEST_RESET = timedelta(minutes=65)
-"""No reset time is believed beyond that: GitHub's budgets last an hour."""
+CHECKS_AGAIN = timedelta(minutes=5)
+CHECKS_UNREAD = timedelta(minutes=1)
+"""While a request stays red its single checks are asked about so often, and at once when its head
+has changed: what is required may change, and what is not may hide what is. After a question that
+was not answered, none is asked for so long."""
 
 KEPT_IN_MEMORY = 500
 """Of so many dispatches that are not asked about any more, what was seen is kept."""
 
 _RANKS = (PullState.MERGED, PullState.OPEN, PullState.CLOSED)
-_RATE = re.compile(r"rate.?limit|\b429\b|abuse detection", re.IGNORECASE)
-_BUDGET = re.compile(r"(?<!secondary )rate limit exceeded|RATE_LIMITED")
-_ADVICE = (
-    (
-        r"\b401\b|bad credentials|gh auth|authenticat",
-        "run `gh auth login --hostname {host}`, or give the daemon a valid GH_TOKEN",
-    ),
-    (
-        r"could not resolve to a repository|names no repository",
-        "see that the name is right and that the token may read it, or set GH_REPO",
-    ),
-    (r"\b403\b", "see that the token may read this repository's pull requests and checks"),
-    (r"exist on type|unknown argument", "this GitHub is too old; set pulls.use = git"),
-    (r"", "nothing was learned from it, and it will be asked again"),
-)
+
+
+@dataclass(frozen=True, slots=True)
+class _Red:
+    """What the single checks of the commit `head` came to when they were read."""
+
+    head: str
+    read_s: float
+    judged: Judged
 
 
 class GhPulls:
@@ -98,7 +95,6 @@ class GhPulls:
         self._clock = clock
         self._program = program
         self._remote = remote
-        self._timeout = timeout
         self._commits = Commits(git, remote)
         # These would add colours, or traces, to what is read here.
         noisy = ("CLICOLOR_FORCE", "GH_DEBUG", "GH_FORCE_TTY")
@@ -107,20 +103,19 @@ class GhPulls:
             "GH_PROMPT_DISABLED": "1",
             "NO_COLOR": "1",
         }
+        self._wire = Wire(git=git, env=self._env, clock=clock, program=program, timeout=timeout)
         self._repository: Repository | None = None
-        self._quiet_until = float("-inf")
-        self._quiet_why = ""
-        self._refusals = 0
-        self._reset_at: datetime | None = None
-        self._points_left: int | None = None
         self._accepted: dict[str, set[int]] = {}
         self._doubted: dict[str, frozenset[tuple[int, str]]] = {}
         self._sightings: dict[str, PullRequest] = {}
+        self._red: dict[str, _Red] = {}
+        self._reads_checks = True
+        self._closer_s = float("-inf")
 
     @property
-    def requests_left(self) -> int | None:
-        """Points that GitHub said are left of the hour's; `None` where it has not said."""
-        return self._points_left
+    def budget(self) -> ForgeBudget:
+        """What GitHub was asked so far, and what it grants."""
+        return self._wire.budget
 
     async def check(self) -> None:
         """See `core.ports.Pulls`: that the repository is known, and that there is a `gh`."""
@@ -136,9 +131,6 @@ class GhPulls:
     async def look(self, watches: Sequence[Watch]) -> Mapping[str, PullRequest]:
         if not watches:
             return {}
-        left = self._quiet_until - self._clock.monotonic()
-        if left > 0:
-            raise RateLimited(f"{self._quiet_why}; it is left alone for {left:.0f} s more")
         if self._repository is None:
             self._repository = await self._find_repository()
         asked_at = self._clock.now()
@@ -165,6 +157,7 @@ class GhPulls:
                 log.warning("pulls.branch_unread", branch=watch.branch, error=str(error))
                 seen = self._sightings.get(watch.dispatch) or as_of_launch(watch)
             answer[watch.branch] = self._sightings[watch.dispatch] = seen
+        await self._look_closer(self._repository, watches, answer)
         await self._commits.let_go(watches, self._sightings, asked_at)
         self._forget(watches)
         return answer
@@ -172,7 +165,7 @@ class GhPulls:
     async def explain(self, watch: Watch, pull: PullRequest) -> tuple[Complaint, ...]:
         """See `core.complaints.ExplainsFailures`."""
         repository = self._repository = self._repository or await self._find_repository()
-        gh = Explainer(self._program, self._env, self._git.root, repository, self._timeout)
+        gh = Explainer(self._program, self._env, self._git.root, repository, self._wire.timeout)
         return await gh.explain(watch, pull)
 
     async def _choose(
@@ -207,7 +200,11 @@ class GhPulls:
                 checks=request.checks,
                 head=request.head,
                 url=request.url,
-                changes_requested=request.changes_requested,
+                review=request.review,
+                merge_state=request.merge_state,
+                is_draft=request.is_draft,
+                is_queued=request.is_queued,
+                is_armed=request.is_armed,
             )
         if not strangers:
             self._doubted.pop(watch.dispatch, None)
@@ -223,7 +220,7 @@ class GhPulls:
         head = request.head
         if not await self._commits.known([head]):
             # GitHub keeps a request's commits there when its branch is gone.
-            await self._commits.fetch([f"refs/pull/{request.number}/head"], self._timeout)
+            await self._commits.fetch([f"refs/pull/{request.number}/head"], self._wire.timeout)
             if not await self._commits.known([head]):
                 raise Unavailable(f"#{request.number} was pushed to meanwhile; look again")
         if not await self._commits.is_ours(watch, head, refs, base_tip):
@@ -234,57 +231,94 @@ class GhPulls:
     async def _ask(
         self, repository: Repository, branches: Sequence[str]
     ) -> Mapping[str, tuple[Request, ...]]:
-        finished = await run_program(
-            (self._program, "api", "graphql", "--hostname", repository.host, "--input", "-"),
-            cwd=self._git.root,
-            env=self._env,
-            timeout=self._timeout,
-            feed=json.dumps(question(repository, branches)).encode(),
-            limit=LONGEST_ANSWER_BYTES,
+        data = await self._wire.put(
+            repository, lambda lacking: question(repository, branches, lacking), OPTIONAL
         )
-        text = finished.out.decode("utf-8", "replace")
-        if finished.code != 0:
-            raise self._no_news(repository, finished.err.decode("utf-8", "replace") or text)
         try:
-            answer = read_answer(text, branches)
+            return read_requests(data, branches)
         except ValueError as error:
-            raise self._no_news(repository, str(error)) from error
-        self._refusals = 0
-        self._budget(repository, answer)
-        return answer.requests
+            raise self._wire.unread(repository, error) from error
 
-    def _no_news(self, repository: Repository, said: str) -> Unavailable:
-        for name, value in self._env.items():
-            if "TOKEN" in name and value:
-                said = said.replace(value, "***")
-        what = f"gh could not tell of pull requests in {repository}: {in_short(said)}"
-        if _RATE.search(said):
-            self._refusals += 1
-            wait = min(FIRST_QUIET * 2 ** min(self._refusals - 1, 10), LONGEST_QUIET)
-            if _BUDGET.search(said):
-                wait = self._until_reset() or wait
-            self._be_quiet(what, wait)
-            return RateLimited(f"{what}; it is left alone for a while, and asked again then")
-        advice = next(text for hint, text in _ADVICE if re.search(hint, said, re.IGNORECASE))
-        return Unavailable(f"{what}; {advice.format(host=repository.host)}")
+    async def _look_closer(
+        self, repository: Repository, watches: Sequence[Watch], answer: dict[str, PullRequest]
+    ) -> None:
+        """Say of the red requests in `answer` what the checks that count come to.
 
-    def _budget(self, repository: Repository, answer: Answer) -> None:
-        self._reset_at, self._points_left = answer.reset_at, answer.points_left
-        wait = self._until_reset()
-        if answer.points_left is not None and answer.points_left < RESERVE_POINTS and wait:
-            what = f"{answer.points_left} points are left of the hour's on {repository.host}"
-            self._be_quiet(what, wait)
+        While the single checks cannot be read, and nothing is known of them since the last commit,
+        a request is not said to be red: on that, it could be given up.
+        """
+        red = {
+            watch.dispatch: answer[watch.branch]
+            for watch in watches
+            if answer[watch.branch].state is PullState.OPEN
+            and answer[watch.branch].checks is Checks.FAILING
+        }
+        now_s = self._clock.monotonic()
+        due = {
+            pull.number
+            for dispatch, pull in red.items()
+            if pull.number is not None and self._is_due(self._red.get(dispatch), pull, now_s)
+        }
+        told: Mapping[int, tuple[str, Judged]] = {}
+        try:
+            if due and now_s >= self._closer_s:
+                told = await self._read_checks(repository, sorted(due))
+                self._reads_checks = True
+        except Unavailable as error:
+            self._closer_s = now_s + CHECKS_UNREAD.total_seconds()
+            if self._reads_checks:
+                log.warning("pulls.checks_unread", error=str(error))
+            self._reads_checks = False
+        for dispatch, pull in red.items():
+            head, now = told.get(pull.number or 0, ("", None))
+            if now is not None and head == pull.head:
+                self._red[dispatch] = _Red(pull.head, now_s, now)
+            known = self._red.get(dispatch)
+            is_known = known is not None and known.head == pull.head
+            verdict = known.judged if known is not None and is_known else Judged(Checks.PENDING)
+            answer[pull.branch] = self._sightings[dispatch] = replace(
+                pull, checks=verdict.state, failing=verdict.failing, failing_url=verdict.url
+            )
+        gone = {watch.dispatch for watch in watches} - red.keys()
+        self._red = {name: one for name, one in self._red.items() if name not in gone}
 
-    def _until_reset(self) -> timedelta:
-        if self._reset_at is None:
-            return timedelta(0)
-        left = self._reset_at - self._clock.now()
-        return min(max(left, timedelta(0)), LONGEST_RESET)
+    @staticmethod
+    def _is_due(known: _Red | None, pull: PullRequest, now_s: float) -> bool:
+        if known is None or known.head != pull.head:
+            return True
+        return now_s - known.read_s >= CHECKS_AGAIN.total_seconds()
 
-    def _be_quiet(self, why: str, wait: timedelta) -> None:
-        self._quiet_until = self._clock.monotonic() + wait.total_seconds()
-        self._quiet_why = why
-        log.warning("pulls.rate_limited", reason=why, wait_s=wait.total_seconds())
+    async def _read_checks(
+        self, repository: Repository, numbers: Sequence[int]
+    ) -> Mapping[int, tuple[str, Judged]]:
+        """Return the head of each request, and what its checks come to."""
+        found: dict[int, tuple[str, Judged]] = {}
+        for start in range(0, len(numbers), BRANCHES_AT_ONCE):
+            asked = [Asked(number) for number in numbers[start : start + BRANCHES_AT_ONCE]]
+            read: dict[int, list[Page]] = {}
+            for _ in range(MOST_PAGES):
+                pages = await self._read_pages(repository, asked) if asked else {}
+                for number, page in pages.items():
+                    read.setdefault(number, []).append(page)
+                asked = [Asked(number, page.after) for number, page in pages.items() if page.after]
+            for number, parts in read.items():
+                # Pushed to between two of them, they tell of different commits.
+                if len({page.head for page in parts}) == 1:
+                    checks = (check for page in parts for check in page.checks)
+                    verdict = judged(checks, is_whole=not parts[-1].after)
+                    found[number] = parts[0].head, verdict
+        return found
+
+    async def _read_pages(
+        self, repository: Repository, asked: Sequence[Asked]
+    ) -> Mapping[int, Page]:
+        data = await self._wire.put(
+            repository, lambda lacking: checks_question(repository, asked, lacking), (REQUIRED,)
+        )
+        try:
+            return read_pages(data, asked)
+        except ValueError as error:
+            raise self._wire.unread(repository, error) from error
 
     async def _find_repository(self) -> Repository:
         default_host = self._env.get("GH_HOST", "")
@@ -309,4 +343,5 @@ class GhPulls:
         self._sightings = {name: one for name, one in self._sightings.items() if name in asked}
         self._accepted = {name: one for name, one in self._accepted.items() if name in asked}
         self._doubted = {name: one for name, one in self._doubted.items() if name in asked}
+        self._red = {name: one for name, one in self._red.items() if name in asked}
         self._commits.forget(watches)

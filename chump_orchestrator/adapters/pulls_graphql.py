@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from chump_orchestrator.adapters.pulls_ours import is_oid
-from chump_orchestrator.core.outcome import Checks, PullState
+from chump_orchestrator.core.pull import Checks, MergeState, PullState, Review
 
 _LARGEST_NUMBER = 2**31 - 1
 """GraphQL's integers have 32 bits."""
@@ -21,12 +21,20 @@ REQUESTS_PER_BRANCH = 10
 
 # The checks are those of the head's commit, not of `commits(last: 1)`: that would cost a point
 # more for every ten branches.
-_FRAGMENT = """
-fragment request on PullRequest {
-  number state createdAt headRefOid headRefName isCrossRepository url reviewDecision
+_ALWAYS = """\
+  number state createdAt headRefOid headRefName isCrossRepository url
   headRef { target { ... on Commit { oid statusCheckRollup { state } } } }
-}
 """
+
+OPTIONAL: Mapping[str, str] = {
+    "isDraft": "isDraft",
+    "reviewDecision": "reviewDecision",
+    "mergeStateStatus": "mergeStateStatus",
+    "mergeQueueEntry": "mergeQueueEntry { state }",
+    "autoMergeRequest": "autoMergeRequest { enabledAt }",
+}
+"""What an older GitHub Enterprise server may lack, and how it is asked for. Nothing is settled on
+any of it."""
 
 _STATES = {"OPEN": PullState.OPEN, "CLOSED": PullState.CLOSED, "MERGED": PullState.MERGED}
 _CHECKS = {
@@ -36,6 +44,10 @@ _CHECKS = {
     "PENDING": Checks.PENDING,
     "EXPECTED": Checks.PENDING,
 }
+
+_REVIEWS = {review.name: review for review in Review}
+_MERGE_STATES = {state.name: state for state in MergeState}
+_UNKNOWN = re.compile(r"Field '(\w{1,64})' (?:doesn't|does not) exist on type '\w+'")
 
 _URL = re.compile(r"(?:git\+)?(?:https?|ssh|git)(?:\+ssh)?://(?:[^/@]*@)?([^/:@]+)(?::\d+)?/(.+)")
 _SCP = re.compile(r"(?:[^/@:]+@)?([^/:@]+):(?!/)(.+)")
@@ -70,19 +82,21 @@ class Request:
     is_fork: bool
     checks: Checks
     url: str
-    changes_requested: bool = False
+    review: Review = Review.NONE
+    merge_state: MergeState = MergeState.UNKNOWN
+    is_draft: bool = False
+    is_queued: bool = False
+    is_armed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The requests of every branch asked for, and what is left of the hour's budget.
+class Rate:
+    """What a question has cost, in points, and what is left of the hour's `limit` until a reset."""
 
-    `None` where the server has no limits.
-    """
-
-    requests: Mapping[str, tuple[Request, ...]]
-    points_left: int | None = None
-    reset_at: datetime | None = None
+    cost: int
+    left: int
+    resets_at: datetime
+    limit: int | None = None
 
 
 def repository_named(text: str, default_host: str = "") -> Repository | None:
@@ -117,8 +131,13 @@ def _repository(host: str, path: str) -> Repository | None:
     return None
 
 
-def question(repository: Repository, branches: Sequence[str]) -> dict[str, Any]:
-    """Return the GraphQL request about all `branches`; their names travel as variables."""
+def question(
+    repository: Repository, branches: Sequence[str], lacking: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the GraphQL request about all `branches`; their names travel as variables.
+
+    `lacking` names the `OPTIONAL` fields that the server does not have.
+    """
     variables = {f"b{n}": branch for n, branch in enumerate(branches)}
     declared = "".join(f", ${alias}: String!" for alias in variables)
     rules = (
@@ -129,10 +148,12 @@ def question(repository: Repository, branches: Sequence[str]) -> dict[str, Any]:
         f"    {alias}: pullRequests(headRefName: ${alias}, {rules}) {{ nodes {{ ...request }} }}"
         for alias in variables
     )
+    optional = " ".join(text for name, text in OPTIONAL.items() if name not in lacking)
     query = (
         f"query($owner: String!, $name: String!{declared}) {{\n"
-        "  rateLimit { cost remaining resetAt }\n"
-        f"  repository(owner: $owner, name: $name) {{\n{aliases}\n  }}\n}}\n{_FRAGMENT}"
+        "  rateLimit { limit cost remaining resetAt }\n"
+        f"  repository(owner: $owner, name: $name) {{\n{aliases}\n  }}\n}}\n"
+        f"fragment request on PullRequest {{\n{_ALWAYS}  {optional}\n}}\n"
     )
     return {
         "query": query,
@@ -140,56 +161,107 @@ def question(repository: Repository, branches: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read_answer(text: str, branches: Sequence[str]) -> Answer:
-    """Read the answer to `question`; `ValueError`, with the reason, when it is not plainly one."""
+def data_of(text: str) -> dict[str, Any]:
+    """Return the data of any answer; `ValueError`, with the reason, when it is not plainly one."""
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON came, but {text[:80]!r}") from error
     if isinstance(answer, dict) and answer.get("errors"):
         raise ValueError(f"errors came: {json.dumps(answer['errors'])}")
-    data = _part(answer, "data", dict)
+    data = part(answer, "data", dict)
     if "repository" in data and data["repository"] is None:
         raise ValueError("the answer names no repository")
-    aliases = _part(data, "repository", dict)
-    requests = {
+    part(data, "repository", dict)
+    return data
+
+
+def unknown_fields(text: str, said: str) -> frozenset[str]:
+    """Return the fields that a server says it does not have, or does not show to this token.
+
+    `text` is its answer, `said` what `gh` made of that. Only its errors count: in its data, there
+    are names that anybody may have given.
+    """
+    unknown = set(_UNKNOWN.findall(said))
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        return frozenset(unknown)
+    errors = answer.get("errors") if isinstance(answer, dict) else None
+    for error in errors if isinstance(errors, list) else ():
+        message, path = _given(error, "message"), _given(error, "path")
+        unknown.update(_UNKNOWN.findall(message) if isinstance(message, str) else ())
+        if _given(error, "type") == "FORBIDDEN" and isinstance(path, list) and path:
+            unknown.add(str(path[-1]))
+    return frozenset(unknown)
+
+
+def rate_of(data: Mapping[str, Any]) -> Rate | None:
+    """Return what an answer says of the budget; `None` where the server has no limits."""
+    rate = data.get("rateLimit")
+    if rate is None:
+        return None
+    limit = rate.get("limit") if isinstance(rate, dict) else None
+    return Rate(
+        cost=part(rate, "cost", int),
+        left=part(rate, "remaining", int),
+        resets_at=_instant(part(rate, "resetAt", str)),
+        limit=limit if isinstance(limit, int) else None,
+    )
+
+
+def read_requests(
+    data: Mapping[str, Any], branches: Sequence[str]
+) -> Mapping[str, tuple[Request, ...]]:
+    """Read the requests of every branch from the answer to `question`; `ValueError` for none."""
+    aliases = part(data, "repository", dict)
+    return {
         branch: tuple(
             request
-            for node in _part(_part(aliases, f"b{n}", dict), "nodes", list)
+            for node in part(part(aliases, f"b{n}", dict), "nodes", list)
             if (request := _request(node, branch)) is not None
         )
         for n, branch in enumerate(branches)
     }
-    rate = data.get("rateLimit")
-    if rate is None:
-        return Answer(requests)
-    return Answer(requests, _part(rate, "remaining", int), _instant(_part(rate, "resetAt", str)))
 
 
 def _request(node: object, branch: str) -> Request | None:
     """Read one request; `None` when its branch is named otherwise, be it only by case."""
-    if _part(node, "headRefName", str) != branch:
+    if part(node, "headRefName", str) != branch:
         return None
-    head = _part(node, "headRefOid", str)
-    number = _part(node, "number", int)
+    head = part(node, "headRefOid", str)
+    number = part(node, "number", int)
     if not is_oid(head) or isinstance(number, bool) or not 1 <= number <= _LARGEST_NUMBER:
         raise ValueError(f"a request has head {head!r} and number {number!r}")
-    state = _STATES.get(_part(node, "state", str))
+    state = _STATES.get(part(node, "state", str))
     if state is None:
         raise ValueError(f"request {number} is in a state that is none")
-    url = _part(node, "url", str)
+    url = part(node, "url", str)
     is_plain = url.startswith("https://") and url == quote(url, safe=":/._-~%")
     return Request(
         number=number,
         state=state,
-        created_at=_instant(_part(node, "createdAt", str)),
+        created_at=_instant(part(node, "createdAt", str)),
         head=head,
-        is_fork=_part(node, "isCrossRepository", bool),
+        is_fork=part(node, "isCrossRepository", bool),
         checks=_checks(node, head),
         url=url if is_plain else "",
-        changes_requested=isinstance(node, dict)
-        and node.get("reviewDecision") == "CHANGES_REQUESTED",
+        review=_word(node, "reviewDecision", _REVIEWS, Review.NONE),
+        merge_state=_word(node, "mergeStateStatus", _MERGE_STATES, MergeState.UNKNOWN),
+        is_draft=_given(node, "isDraft") is True,
+        is_queued=isinstance(_given(node, "mergeQueueEntry"), dict),
+        is_armed=isinstance(_given(node, "autoMergeRequest"), dict),
     )
+
+
+def _given(node: object, name: str) -> object:
+    """Return what an optional field holds; `None` where it is not there."""
+    return node.get(name) if isinstance(node, dict) else None
+
+
+def _word(node: object, name: str, known: Mapping[str, _T], otherwise: _T) -> _T:
+    word = _given(node, name)
+    return known.get(word, otherwise) if isinstance(word, str) else otherwise
 
 
 def _checks(node: object, head: str) -> Checks:
@@ -202,7 +274,7 @@ def _checks(node: object, head: str) -> Checks:
     rollup = inner.get("statusCheckRollup")
     if rollup is None:
         return Checks.NONE
-    return _CHECKS.get(_part(rollup, "state", str), Checks.NONE)
+    return _CHECKS.get(part(rollup, "state", str), Checks.NONE)
 
 
 def _instant(text: str) -> datetime:
@@ -212,7 +284,8 @@ def _instant(text: str) -> datetime:
     return moment
 
 
-def _part(whole: object, name: str, kind: type[_T]) -> _T:
+def part(whole: object, name: str, kind: type[_T]) -> _T:
+    """Return a part of a foreign answer; `ValueError` when it is not there, or of another kind."""
     value = whole.get(name) if isinstance(whole, dict) else None
     if not isinstance(value, kind):
         raise ValueError(f"the answer has no {name} that is a {kind.__name__}")  # noqa: TRY004 - foreign

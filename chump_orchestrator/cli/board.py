@@ -68,6 +68,12 @@ def _headlines(status: Status) -> Iterator[str]:
         yield f"the backlog as last read is in use: {problem}"
     if daemon and daemon.get("forge_silent_s"):
         yield f"the forge has not answered for {duration(daemon['forge_silent_s'])}"
+    forge = (daemon or {}).get("forge") or {}
+    if forge.get("points_left") is not None:
+        limit = f" of {forge['points_limit']}" if forge.get("points_limit") else ""
+        spent = f"{forge['points']} points in {forge['requests']} requests"
+        left = f"{forge['points_left']}{limit} left until {forge['resets_at']}"
+        yield f"the forge was asked for {spent}; {left}"
     pause = status.get("pause")
     if pause:
         reason = on_one_line(str(pause["reason"] or "-"))
@@ -129,7 +135,9 @@ def _pull(one: Status) -> str:
     if not pull:
         return "-"
     number = f"#{pull['number']} " if pull.get("number") else ""
-    return f"{number}{pull['state']}, checks {pull['checks']}"
+    failing = f" ({on_one_line(', '.join(pull['failing']))})" if pull.get("failing") else ""
+    marks = [mark for mark in ("draft", "queued") if pull.get(mark)]
+    return ", ".join((f"{number}{pull['state']}", f"checks {pull['checks']}{failing}", *marks))
 
 
 def can_stay(stream: object = None) -> bool:

@@ -248,6 +248,8 @@ def _row(record: Record) -> dict[str, Any]:
         "parallel_siblings": record.siblings,
         "started_at": instant(started),
         "ended_at": None if record.ended_at is None else instant(record.ended_at),
+        "corrected_at": None if record.corrected_at is None else instant(record.corrected_at),
+        "corrected_from": record.corrected_from and str(record.corrected_from),
     }
 
 

@@ -189,4 +189,4 @@ def _worked_s(record: Record, folder: Path) -> float | None:
 def _pull(pull: PullRequest | None) -> dict[str, Any] | None:
     if pull is None or pull.state is PullState.NONE:
         return None
-    return {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)}
+    return pull.facts()

@@ -8,12 +8,33 @@ from enum import StrEnum
 
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Deadlines
+from chump_orchestrator.core.pull import Checks, PullRequest, PullState, listed
+
+__all__ = [
+    "EXTENSION_LEAD",
+    "SECOND_LOOK",
+    "STOPPED_BY_OPERATOR",
+    "Checks",
+    "Exit",
+    "Observation",
+    "Outcome",
+    "OutcomeKind",
+    "PullRequest",
+    "PullState",
+    "Settle",
+    "Stop",
+    "StopReason",
+    "Verdict",
+    "Wait",
+    "judge",
+]
 
 STOPPED_BY_OPERATOR = "stopped by an operator"
 """Reason of a dispatch that a person stopped; such a gap is not dispatched again by itself."""
 
 SECOND_LOOK = timedelta(seconds=30)
-"""At most this lies between the two looks that prove that no request was opened (P4)."""
+"""At most this lies between the two looks that prove that no request was opened, or that one which
+was closed stays so: to have checks run again, people close a request and open it at once (P4)."""
 
 EXTENSION_LEAD = timedelta(seconds=20)
 """So long before the hard deadline the shim is told of the last one, so that a forge that is
@@ -67,43 +88,6 @@ class Outcome:
         return ended_early and self.cause is Cause.USAGE_LIMIT
 
 
-class PullState(StrEnum):
-    """What a forge says of a branch's pull request."""
-
-    NONE = "none"
-    OPEN = "open"
-    MERGED = "merged"
-    CLOSED = "closed"
-
-
-class Checks(StrEnum):
-    """The required checks of an open request, taken together."""
-
-    NONE = "none"
-    PENDING = "pending"
-    PASSING = "passing"
-    FAILING = "failing"
-
-
-@dataclass(frozen=True, slots=True)
-class PullRequest:
-    """What the forge last said about a branch.
-
-    `asked_at` is the moment, in UTC, before which the question was put: whatever happened up to
-    it is in the answer. `head` is the commit at the request's tip, or empty. `changes_requested`
-    says that a reviewer, as far as the forge counts one, wants it changed.
-    """
-
-    branch: str
-    state: PullState
-    asked_at: datetime
-    number: int | None = None
-    checks: Checks = Checks.NONE
-    head: str = ""
-    url: str = ""
-    changes_requested: bool = False
-
-
 class StopReason(StrEnum):
     """Why an agent was stopped by us, as the shim writes it down."""
 
@@ -147,7 +131,8 @@ class Observation:
     `active` is the agent's active time so far, or in all once it has ended; `since_exit` the
     time since then. `pull` is the last answer of the forge, of whatever age, `None` when there
     was none. `looked` is how long before now that answer's question was put. `pull_opened` and
-    `checks_failed` are how long ago the request, or failing checks, were first seen;
+    `checks_failed` are how long ago the request was first seen as it is, open or closed, and
+    failing checks were;
     `pull_seen_active` is the agent's active time when a request of this dispatch was first seen,
     whatever became of it since. `quiet_looks` and `quiet_span` count the looks whose question
     was put after the exit and that found no request, and the time from the first to the last.
@@ -254,11 +239,22 @@ def _after_exit(seen: Observation, ended: Exit, deadlines: Deadlines) -> Verdict
         case PullState.OPEN:
             return _open_request(seen, deadlines)
         case PullState.CLOSED if _knows(seen, seen.since_exit):
-            return Settle(Outcome(OutcomeKind.CI_FAILED, _named(pull, "closed without a merge")))
+            return _closed_request(seen, deadlines)
         case PullState.NONE if _knows(seen, seen.since_exit):
             return _without_request(seen, ended, deadlines)
         case PullState.CLOSED | PullState.NONE:
             return _unanswered(seen, seen.since_exit, deadlines, "the agent had ended")
+
+
+def _closed_request(seen: Observation, deadlines: Deadlines) -> Verdict:
+    """Settle a closed request once it has stayed so from one look to another (P4)."""
+    apart = min(SECOND_LOOK, deadlines.look_interval)
+    if seen.looked is not None and seen.pull_opened - seen.looked >= apart:
+        return Settle(Outcome(OutcomeKind.CI_FAILED, _named(seen.pull, "closed without a merge")))
+    if seen.pull_opened < apart:
+        return Wait(recheck=apart - seen.pull_opened)
+    since = min(seen.since_exit, seen.pull_opened)
+    return _unanswered(seen, since, deadlines, "its pull request was closed")
 
 
 def _unanswered(seen: Observation, since: timedelta, deadlines: Deadlines, what: str) -> Verdict:
@@ -280,6 +276,8 @@ def _open_request(seen: Observation, deadlines: Deadlines) -> Verdict:
         failing = seen.checks_failed - deadlines.ci_grace
     if failing is not None and failing >= timedelta(0) and _knows(seen, failing):
         reason = _named(pull, f"has had failing checks for {_rounded(deadlines.ci_grace)}")
+        if pull is not None and pull.failing:
+            reason += f": {listed(pull.failing)}"
         return Settle(Outcome(OutcomeKind.CI_FAILED, reason))
     if too_long >= timedelta(0):
         if not _knows(seen, too_long):

@@ -12,6 +12,7 @@ from typing import Protocol
 from chump_orchestrator.core.attempts import Chronicle
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.brakes import Fuse, History
+from chump_orchestrator.core.corrections import CorrectedJournal, CorrectedLedger
 from chump_orchestrator.core.dispatch import Command, Dispatch, Names, Workspace
 from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.outcome import Exit, PullRequest, StopReason
@@ -283,7 +284,7 @@ class Leases(Protocol):
         ...
 
 
-class Ledger(Chronicle, Wishes, Protocol):
+class Ledger(Chronicle, CorrectedLedger, Wishes, Protocol):
     """Dispatches and their states, ours alone. What a method returned from is durable."""
 
     async def add(self, dispatch: Dispatch) -> None:
@@ -374,7 +375,7 @@ class Ledger(Chronicle, Wishes, Protocol):
         ...
 
 
-class Journal(Protocol):
+class Journal(CorrectedJournal, Protocol):
     """What is kept to learn from, shared with other tools."""
 
     async def record(self, reflection: Reflection) -> None:
@@ -385,8 +386,5 @@ class Journal(Protocol):
         ...
 
     async def remembered(self, dispatch_ids: Sequence[str]) -> Mapping[str, Remembered]:
-        """Return how dispatches ended, of those that it has reflections of.
-
-        `Unavailable` when it cannot be read now.
-        """
+        """Return how dispatches ended, of those it has reflections of; or `Unavailable`."""
         ...

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from chump_orchestrator.core.dispatch import Dispatch, Workspace
-from chump_orchestrator.core.outcome import Exit, Outcome, PullRequest
+from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind
+from chump_orchestrator.core.pull import Checks, PullRequest, PullState
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.shipping import Shipment
 from chump_orchestrator.core.testimony import Progress, Report, Usage
@@ -16,6 +17,7 @@ from chump_orchestrator.core.testimony import Progress, Report, Usage
 __all__ = [
     "Denied",
     "DispatchState",
+    "ForgeBudget",
     "Lease",
     "Parked",
     "Pause",
@@ -124,7 +126,8 @@ class Record:
 
     `lessons` are those of past reflections that its brief held (behaviour R7); `report` is what
     its agent had told when its session was known, and again when it had ended. `shipment` is how
-    far the daemon has shipped it, `None` when its agent ships for itself.
+    far the daemon has shipped it, `None` when its agent ships for itself. `corrected_at` is when a
+    merge was heard of that made `corrected_from` a success, long after the end.
     """
 
     dispatch: Dispatch
@@ -147,6 +150,8 @@ class Record:
     lessons: tuple[str, ...] = ()
     report: Report = field(default_factory=Report)
     shipment: Shipment | None = None
+    corrected_at: datetime | None = None
+    corrected_from: OutcomeKind | None = None
 
     @property
     def holds_slot(self) -> bool:
@@ -209,13 +214,27 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgeBudget:
+    """What the forge was asked since the start, and what it grants until its budget is renewed.
+
+    `points` is what its answers said they cost. `None` is what it has not told, or does not limit.
+    """
+
+    requests: int = 0
+    points: int = 0
+    left: int | None = None
+    limit: int | None = None
+    resets_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Vitals:
     """How a daemon fares at one moment, in numbers, for those who monitor it.
 
     `running` agents hold slots; `overdue` and `silent` ones are among them. `ready` gaps are
     eligible and wait, `parked` ones are kept from being tried again. `looks` and `failed_looks`,
     by kind, count since the start; `forge_silent_s` is for how long no look has succeeded, 0 when
-    the last one did, and `requests_left` what the forge grants until its budget is renewed.
+    the last one did, and `forge_budget` what the forge was asked and grants, where it has one.
     `outbox` are reflections that no journal has yet, `unstored` records that the ledger has not.
     `budget` is the document of the day's (behaviour X3). `None` is what is not known now.
     """
@@ -235,5 +254,26 @@ class Vitals:
     unstored: int
     parked: int | None = None
     outbox: int | None = None
-    requests_left: int | None = None
     budget: Mapping[str, object] | None = None
+    forge_budget: ForgeBudget | None = None
+
+
+def with_sighting(
+    record: Record, before: PullRequest | None, pull: PullRequest, now: datetime, active: timedelta
+) -> Record:
+    """Return the record with since when there is this request, and since when its checks fail.
+
+    `before` is what was seen last, `active` the agent's active time. Checks of another head have
+    failed anew.
+    """
+    if before is None or (before.state, before.number) != (pull.state, pull.number):
+        first = record.pull_since_active
+        if pull.state is not PullState.NONE and not first:
+            first = active
+        record = replace(record, pull_since=now, pull_since_active=first)
+    if pull.checks is not Checks.FAILING:
+        return replace(record, checks_failed_since=None)
+    is_other = before is not None and before.head != pull.head
+    if record.checks_failed_since is None or is_other:
+        record = replace(record, checks_failed_since=now)
+    return record

@@ -30,12 +30,14 @@ class Spent:
 class Report:
     """What came of the dispatches between `since` and `until`, each gap once.
 
-    What has ended stands latest first, what has not oldest first. `failed` are last attempts that
-    failed, of gaps that have not shipped and are not under way again; `other` those that ended as
-    neither. `running` are under way and have an agent, or are about to; `ended_unseen` are those
-    whose agents ended without anybody to write it down. `open_pulls` have a request that waits to
-    be merged, also where their dispatch no longer waits for it. `attempts` counts those of each
-    gap that ended in the time.
+    A dispatch whose outcome was corrected by a later merge counts as shipped in the time in which
+    that was heard of, and with its costs in the time in which it ended. What has ended stands
+    latest first, what has not oldest first. `failed` are last attempts that failed, of gaps that
+    have not shipped and are not under way again; `other` those that ended as neither. `running`
+    are under way and have an agent, or are about to; `ended_unseen` are those whose agents ended
+    without anybody to write it down. `open_pulls` have a request that waits to be merged, also
+    where their dispatch no longer waits for it. `attempts` counts those of each gap that ended in
+    the time.
     """
 
     since: datetime
@@ -58,8 +60,8 @@ def report(records: Iterable[Record], since: datetime, until: datetime) -> Repor
     """
     known = tuple(records)
     active = [one for one in known if one.state.is_active]
-    ended = [one for one in known if _ended_in(one, since, until)]
-    ended.sort(key=lambda one: one.ended_at or since)
+    ended = [one for one in known if _counts_in(one, since, until)]
+    ended.sort(key=lambda one: one.corrected_at or one.ended_at or since)
     last = {one.dispatch.gap.id: one for one in ended}
     shipped = {one.dispatch.gap.id: one for one in ended if _is(one, OutcomeKind.SHIPPED)}
     again = {one.dispatch.gap.id for one in active}
@@ -91,12 +93,26 @@ def report(records: Iterable[Record], since: datetime, until: datetime) -> Repor
 
 
 def _latest_first(records: Iterable[Record]) -> list[Record]:
-    return sorted(records, key=lambda one: one.ended_at or one.dispatch.created_at, reverse=True)
+    def at(one: Record) -> datetime:
+        return one.corrected_at or one.ended_at or one.dispatch.created_at
+
+    return sorted(records, key=at, reverse=True)
 
 
 def _ended_in(record: Record, since: datetime, until: datetime) -> bool:
     """Say whether a dispatch has an outcome from that time; one never begun has none."""
     at = record.ended_at
+    return record.outcome is not None and at is not None and since <= at <= until
+
+
+def _was_there(record: Record, since: datetime, until: datetime) -> bool:
+    """Say whether a dispatch was at work in that time, or ended in it."""
+    return _ended_in(record, since, until) or _work(record, since, until) > timedelta(0)
+
+
+def _counts_in(record: Record, since: datetime, until: datetime) -> bool:
+    """Say whether the outcome that a dispatch has by now is from that time."""
+    at = record.corrected_at or record.ended_at
     return record.outcome is not None and at is not None and since <= at <= until
 
 
@@ -124,8 +140,10 @@ def _spent(records: Iterable[Record], since: datetime, until: datetime) -> Spent
     costs = [one.cost_usd for one in ended if one.cost_usd is not None]
     tokens = [one.tokens for one in ended if one.tokens is not None]
     return Spent(
-        dispatches=len(known),
-        shipped=sum(1 for one in ended if _is(one, OutcomeKind.SHIPPED)),
+        dispatches=sum(1 for one in known if _was_there(one, since, until)),
+        shipped=sum(
+            1 for one in known if _is(one, OutcomeKind.SHIPPED) and _counts_in(one, since, until)
+        ),
         failed=sum(1 for one in ended if one.outcome is not None and one.outcome.is_failure),
         work=sum((_work(one, since, until) for one in known), timedelta(0)),
         cost_usd=sum(costs) if costs else None,

@@ -193,7 +193,7 @@ def resumption_brief(
     ]
     if pull is not None and is_open:
         name = f"pull request {pull.number}" if pull.number else "its request"
-        failing = ", ".join(on_one_line(one)[:200] for one in getattr(pull, "failing", ()))
+        failing = ", ".join(on_one_line(one)[:200] for one in pull.failing)
         known = f" These checks have failed: {failing}." if failing else ""
         sections += [
             f"The branch is pushed, and {name} is open.{known}",

@@ -1,4 +1,7 @@
-"""Takes reflections from the outbox to the journal; late if need be, never twice, never lost."""
+"""Takes reflections from the outbox to the journal; late if need be, never twice, never lost.
+
+What a later merge has made of them follows from an outbox of its own.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ async def deliver(world: World) -> bool:
     try:
         for reflection in await world.ledger.outbox():
             await _deliver_one(world, world.journal, reflection)
+        for reflection in await world.ledger.corrections():
+            await _correct_one(world, world.journal, reflection)
     except (Unavailable, Refused) as error:
         log.warning("journal.unavailable", error=str(error))
         return False
@@ -48,6 +53,17 @@ async def _deliver_one(world: World, journal: Journal, reflection: Reflection) -
         log.exception("reflection.undeliverable", dispatch=reflection.dispatch)
         return
     await world.ledger.delivered(reflection.dispatch)
+
+
+async def _correct_one(world: World, journal: Journal, reflection: Reflection) -> None:
+    try:
+        await journal.correct(reflection)
+    except (Unavailable, Refused):
+        raise
+    except Exception:
+        log.exception("reflection.undeliverable", dispatch=reflection.dispatch)
+        return
+    await world.ledger.correction_delivered(reflection.dispatch)
 
 
 async def run(world: World, outbox: Bell) -> None:

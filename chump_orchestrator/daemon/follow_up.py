@@ -5,7 +5,8 @@ One session at a time, one for each head or review, and no more in a row than th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,24 @@ class FollowUp:
             return False
         before, self.why = self.why, await self._complaint(record, pull)
         return bool(before) != bool(self.why)
+
+    async def attend(
+        self,
+        record: Record,
+        pull: PullRequest,
+        store: Callable[[Record], Awaitable[None]],
+        on_change: Callable[[], None],
+    ) -> Outcome | None:
+        """Return how a dispatch ends whose request another session goes on with now, else `None`.
+
+        `on_change` is called when one is wanted that was not, or is not any more.
+        """
+        if self.is_granted:
+            await store(replace(record, pull=pull))
+            return self.take(record, pull)
+        if await self.consider(record, pull):
+            on_change()
+        return None
 
     def take(self, record: Record, pull: PullRequest) -> Outcome:
         """Return how the dispatch ends whose request another session goes on with."""

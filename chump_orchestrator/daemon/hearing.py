@@ -32,6 +32,10 @@ ASK_AGAIN = timedelta(seconds=1)
 """When a shim does not take a request, it is asked again after so long."""
 
 
+NUMBERS_HEARD = 10
+"""So many numbers of pull requests may one agent print that the forge is asked about at once."""
+
+
 class Hearing:
     """Listens to one agent. What its backend does wrong costs understanding and nothing else."""
 
@@ -41,6 +45,7 @@ class Hearing:
         self._hide = world.hide
         self._agent = agent
         self._told = before
+        self._numbers = 0
         self._shown = (before, before)
         self._heard_s: float | None = None
         self._active_at = before.active_at
@@ -82,7 +87,7 @@ class Hearing:
         return shown
 
     def line(self, line: str) -> bool:
-        """Take a line of output; say whether it names a pull request that was not named before."""
+        """Take a line of output; say whether it names a pull request to be looked for at once."""
         if self._read is None:
             return False
         before = self._told
@@ -102,7 +107,9 @@ class Hearing:
             self._heard_s = self._clock.monotonic() - age.total_seconds()
             self._active_at = self._clock.now() - age
         self._told = told
-        return told.pull_number is not None and told.pull_number != before.pull_number
+        is_new = told.pull_number is not None and told.pull_number != before.pull_number
+        self._numbers += is_new
+        return is_new and self._numbers <= NUMBERS_HEARD
 
     def quiet(self) -> timedelta:
         """Return for how long the agent has not got on, as far as can be told.

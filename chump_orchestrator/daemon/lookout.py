@@ -4,30 +4,61 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 import structlog
 
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.outcome import PullRequest, PullState
 from chump_orchestrator.core.ports import Clock, Pulls
-from chump_orchestrator.core.records import Record, Watch
-from chump_orchestrator.core.resuming import watched_since
+from chump_orchestrator.core.records import Watch
 from chump_orchestrator.daemon.bell import Bell
 
 log = structlog.get_logger()
 
 STRETCH = 1.5
 LONGEST_STRETCH = 4
-"""While nothing changes the interval grows by this factor, up to so many intervals."""
+"""While nothing changes, and nobody asks, the interval grows by this factor, up to so many
+intervals."""
 
 FIRST_BACKOFF = timedelta(seconds=1)
 """After a look that failed, asking is of no use for so long; doubles up to the interval."""
 
 BREATH = timedelta(milliseconds=200)
 """Between two looks, however often they are asked for."""
+
+
+TICK = timedelta(milliseconds=1)
+"""The shortest wait: what is left of a longer one may be too little to pass by waiting."""
+
+AT_ONCE = 50
+"""Branches that one request to a forge asks about, as far as is known of forges."""
+
+
+class Later(Protocol):
+    """Branches that nobody waits for any more, and that are asked about now and then.
+
+    Seconds are the clock's, which never goes back.
+    """
+
+    def next_s(self) -> float | None:
+        """Return when the first of them is due; `None` while there are none."""
+        ...
+
+    def due(self, now_s: float, room: int) -> Sequence[Watch]:
+        """Return those that are due, where there is `room` for so many beside the watched ones."""
+        ...
+
+    def answered(self, answers: Mapping[str, PullRequest], asked_s: float) -> None:
+        """Take what was said of those that `due` named, by branch; returns at once."""
+        ...
+
+    def unanswered(self, asked_s: float) -> None:
+        """Take note that there was no answer; returns at once."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +76,12 @@ class Lookout:
     """
 
     def __init__(
-        self, pulls: Pulls, clock: Clock, interval: timedelta, tell: Callable[..., None]
+        self,
+        pulls: Pulls,
+        clock: Clock,
+        interval: timedelta,
+        tell: Callable[..., None],
+        later: Later,
     ) -> None:
         self._pulls = pulls
         self._tell = tell
@@ -53,6 +89,7 @@ class Lookout:
         self._interval = interval
         self._watched: dict[str, tuple[Watch, Callable[[], None]]] = {}
         self._sightings: dict[str, Sighting] = {}
+        self._later = later
         self._bell = Bell()
         self._asked = 0
         self.failing_since_s: float | None = None
@@ -82,6 +119,10 @@ class Lookout:
         self._asked += 1
         self._bell.ring()
 
+    def wake(self) -> None:
+        """Have it seen when the next look is due: there may be something to look for now."""
+        self._bell.ring()
+
     def count_open(self) -> int:
         """Return how many of the watched branches have an open request."""
         return sum(1 for seen in self._sightings.values() if seen.pull.state is PullState.OPEN)
@@ -90,21 +131,22 @@ class Lookout:
         """Look until cancelled."""
         backoff = FIRST_BACKOFF
         pause = self._interval
-        answered = 0
+        answered, ended_s = 0, self._clock.monotonic()
         while True:
-            if not self._watched:
-                self.next_s = None
+            self.next_s = self._due(ended_s, pause)
+            if self.next_s is None:
+                answered = self._asked
                 await self._bell.wait()
                 continue
-            if self._asked == answered:
-                self.next_s = self._clock.monotonic() + pause.total_seconds()
-                await self._bell.wait(pause)
-            if not self._watched:
+            left_s = self.next_s - self._clock.monotonic()
+            if (self._asked == answered or not self._watched) and left_s > 0:
+                await self._bell.wait(max(timedelta(seconds=left_s), TICK))
                 continue
             asked, looked_s = self._asked, self._clock.monotonic()
             try:
                 changed = await self._look(looked_s)
             except (Unavailable, Refused, ConfigError) as error:
+                self._later.unanswered(looked_s)
                 self._failed(error, looked_s)
                 self.next_s = self._clock.monotonic() + backoff.total_seconds()
                 await self._rest(backoff)
@@ -112,15 +154,25 @@ class Lookout:
                 # Whoever asked is still without an answer.
                 answered = -1
                 continue
-            answered = asked
             if self.failing_since_s is not None:
                 after_s = round(looked_s - self.failing_since_s, 1)
                 log.info("pulls.recovered", after_s=after_s)
                 self._tell("pulls.recovered", after_s=after_s)
                 self.failing_since_s = None
             backoff = FIRST_BACKOFF
-            pause = self._interval if changed else min(pause * STRETCH, self._longest)
+            is_at_rest = not changed and asked == answered
+            pause = min(pause * STRETCH, self._longest) if is_at_rest else self._interval
+            answered, ended_s = asked, self._clock.monotonic()
             await self._rest(BREATH)
+
+    def _due(self, ended_s: float, pause: timedelta) -> float | None:
+        """Return when to look next, unasked; `None` while there is nothing to look for.
+
+        What is not watched any more goes along with what is, and has looks of its own otherwise.
+        """
+        if self._watched:
+            return ended_s + pause.total_seconds()
+        return self._later.next_s()
 
     def set_interval(self, interval: timedelta) -> None:
         """Look as often as this from the next look on."""
@@ -137,7 +189,12 @@ class Lookout:
 
     async def _look(self, asked_s: float) -> bool:
         watched = dict(self._watched)
-        answers = await self._pulls.look([watch for watch, _ in watched.values()])
+        room = AT_ONCE - len(watched)
+        late = [one for one in self._later.due(asked_s, room) if one.branch not in watched]
+        watches = [watch for watch, _ in watched.values()]
+        if not watches and not late:
+            return False
+        answers = await self._pulls.look([*watches, *late])
         self.looks += 1
         changed = False
         for branch, (watch, on_news) in watched.items():
@@ -146,9 +203,11 @@ class Lookout:
             if pull is None or now_watched is None or now_watched[0].dispatch != watch.dispatch:
                 continue
             before = self._sightings.get(branch)
-            changed |= before is None or _gist(before.pull) != _gist(pull)
+            changed |= before is None or before.pull.gist != pull.gist
             self._sightings[branch] = Sighting(pull, asked_s)
             on_news()
+        told = {one.branch: answers[one.branch] for one in late if one.branch in answers}
+        self._later.answered(told, asked_s)
         return changed
 
     def _failed(self, error: Exception, asked_s: float) -> None:
@@ -161,20 +220,6 @@ class Lookout:
             log.debug("pulls.unavailable", error=str(error))
 
 
-def watch_of(record: Record) -> Watch | None:
-    """Return what is to be looked for of a dispatch; `None` when it never had a branch."""
-    dispatch, workspace = record.dispatch, record.workspace
-    if workspace is None:
-        return None
-    before = dispatch.resumed.number if dispatch.resumed is not None else None
-    since = watched_since(record)
-    return Watch(dispatch.id, workspace.branch, workspace.base, since, accepted=before)
-
-
 def _kind(error: Exception) -> str:
     """Return how a look failed, in a word: `unavailable`, `rate_limited`, `config_error`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
-
-
-def _gist(pull: PullRequest) -> tuple[object, ...]:
-    return pull.state, pull.number, pull.checks, pull.head

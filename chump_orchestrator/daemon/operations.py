@@ -14,7 +14,7 @@ from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Rejection
 from chump_orchestrator.core.outcome import StopReason
 from chump_orchestrator.core.picker import choose
-from chump_orchestrator.core.records import Vitals
+from chump_orchestrator.core.records import ForgeBudget, Vitals
 from chump_orchestrator.core.testimony import Report
 from chump_orchestrator.daemon.orchestrator import Manner
 from chump_orchestrator.daemon.reopening import former_of
@@ -56,6 +56,7 @@ class Operator:
                 "paused_by": scheduler.brakes.why() if paused else "",
                 "backlog_problem": daemon.keeper.problem,
                 "forge_silent_s": self._forge_silent_s(),
+                "forge": self._forge(),
             },
             "slots": {"used": scheduler.running, "total": daemon.world.policies.max_parallel},
             "ready": len(scheduler.choice.waiting),
@@ -105,9 +106,8 @@ class Operator:
             unstored=world.unstored,
             parked=parked,
             outbox=outbox,
-            # Not every provider knows of a budget.
-            requests_left=getattr(world.pulls, "requests_left", None),
             budget=scheduler.admission.spending.document(world.clock.now()),
+            forge_budget=self._forge_budget(),
         )
 
     async def stop(self, gap: str, now: bool) -> str:  # noqa: FBT001 - as it comes in a request
@@ -196,7 +196,9 @@ class Operator:
         """Say where a gap stands, or why it is not picked (behaviour K5)."""
         place = self._scheduler.roster.get(gap)
         if place is not None:
-            return f"active: {place.dispatch or 'being dispatched'}"
+            pull = place.supervisor.pull if place.supervisor else None
+            told = f"; {pull.in_words}" if pull is not None and pull.in_words else ""
+            return f"active: {place.dispatch or 'being dispatched'}{told}"
         standing = await self._scheduler.standing()
         reasons = choose(standing, 0, self._daemon.world.policies.pick).reasons()
         found = {refusal.id: refusal.reason for refusal in reasons}
@@ -258,6 +260,23 @@ class Operator:
             return None
         return round(self._daemon.world.clock.monotonic() - since_s, 1)
 
+    def _forge_budget(self) -> ForgeBudget | None:
+        """Return what the forge grants; `None` where its provider knows of no budget."""
+        budget = getattr(self._daemon.world.pulls, "budget", None)
+        return budget if isinstance(budget, ForgeBudget) else None
+
+    def _forge(self) -> dict[str, object] | None:
+        budget = self._forge_budget()
+        if budget is None:
+            return None
+        return {
+            "requests": budget.requests,
+            "points": budget.points,
+            "points_left": budget.left,
+            "points_limit": budget.limit,
+            "resets_at": budget.resets_at and f"{budget.resets_at:%Y-%m-%dT%H:%M:%SZ}",
+        }
+
     def _dispatch(self, place: Place) -> dict[str, object]:
         supervisor = place.supervisor
         record = supervisor.record if supervisor else None
@@ -286,9 +305,7 @@ class Operator:
             if supervisor is not None and agent is not None and running
             else None,
             "last_line": _last_line(agent.tail()) if agent else None,
-            "pull": None
-            if pull is None or pull.state == "none"
-            else {"number": pull.number, "state": str(pull.state), "checks": str(pull.checks)},
+            "pull": None if pull is None or pull.state == "none" else pull.facts(),
             "shipping": record and record.shipment and str(record.shipment.stage),
             **(supervisor.report if supervisor else Report()).facts(),
         }

@@ -13,9 +13,10 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
-from chump_orchestrator.core.outcome import StopReason
+from chump_orchestrator.core.outcome import Outcome, StopReason
 from chump_orchestrator.daemon import delivery, housekeeping
 from chump_orchestrator.daemon.bell import Bell
+from chump_orchestrator.daemon.correcting import Corrector
 from chump_orchestrator.daemon.keeper import BacklogKeeper
 from chump_orchestrator.daemon.lookout import Lookout
 from chump_orchestrator.daemon.recovery import TakenUp, recover
@@ -38,6 +39,9 @@ LAST_LOOKS = timedelta(seconds=30)
 """The same for a drain, which nobody waits for with a stop watch."""
 
 LAST_DELIVERY_S = 5.0
+
+FIRST_WORD = timedelta(seconds=25)
+"""How long a single run waits for what came of requests that earlier runs had given up."""
 
 
 class Manner(StrEnum):
@@ -74,7 +78,13 @@ class Orchestrator:
         self.since = world.clock.now()
         self.ending: Manner | None = None
         interval = world.policies.deadlines.look_interval
-        self.lookout = Lookout(world.pulls, world.clock, interval, world.tell)
+        self._corrector = Corrector(
+            world,
+            backlog=lambda: self.keeper.backlog,
+            shipped=self._was_shipped,
+            wake=self._wake_lookout,
+        )
+        self.lookout = Lookout(world.pulls, world.clock, interval, world.tell, self._corrector)
         self._outbox = Bell()
         self.keeper = BacklogKeeper(
             source, world.clock, self._wake, world.tell, is_trusted=trusts_backlog
@@ -142,6 +152,8 @@ class Orchestrator:
 
     async def _serve(self, services: TaskGroup, taken_up: tuple[TakenUp, ...]) -> None:
         """Dispatch until told to end, with everything that does so in the background."""
+        self.world.listeners.append(self._corrector.hear)
+        services.start_soon(self._corrector.run)
         services.start_soon(self.lookout.run)
         services.start_soon(self.keeper.run)
         services.start_soon(delivery.run, self.world, self._outbox)
@@ -152,6 +164,9 @@ class Orchestrator:
         log.info("daemon.started", pid=os.getpid(), taken_up=len(taken_up))
         self.world.tell("daemon.started", pid=os.getpid(), taken_up=len(taken_up))
         self._watchdog.ready()
+        if self._assignment.once:
+            # A run that may have nothing else to wait for hears of late merges before it chooses.
+            await self._corrector.first_word(FIRST_WORD)
         with self._scope:
             async with anyio.create_task_group() as dispatches:
                 for taken in taken_up:
@@ -195,6 +210,7 @@ class Orchestrator:
             return
         if manner is Manner.DETACH:
             self._scope.cancel()
+            self._corrector.hush()
         elif manner is Manner.TEARDOWN and self.ending is Manner.DRAIN:
             self._stop_all()
         elif self.ending is not None:
@@ -202,6 +218,7 @@ class Orchestrator:
         log.info("daemon.ending", manner=manner)
         self.world.tell("daemon.ending", manner=str(manner))
         self.ending = manner
+        self._corrector.hush()
         self._watchdog.ending()
         self.scheduler.draining = True
         self.scheduler.bell.ring()
@@ -240,6 +257,18 @@ class Orchestrator:
         if problem := await self.keeper.reload():
             wrong["kept the backlog as last read"] = problem
         return late, wrong
+
+    def _was_shipped(self, gap: str, outcome: Outcome) -> None:
+        """Go on with a gap that counts as shipped after all, and with those that wait for it."""
+        scheduler = self.scheduler
+        scheduler.shipped_at = self.world.clock.now()
+        if gap in scheduler.last:
+            scheduler.last[gap] = outcome
+        self._outbox.ring()
+        scheduler.bell.ring()
+
+    def _wake_lookout(self) -> None:
+        self.lookout.wake()
 
     def _wake(self) -> None:
         self.scheduler.bell.ring()

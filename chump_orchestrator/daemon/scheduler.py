@@ -65,7 +65,7 @@ class Scheduler:
         self._keeper = keeper
         self._outbox = outbox
         self._assignment = assignment
-        self._shipped_at: datetime | None = None
+        self.shipped_at: datetime | None = None
         self._next: datetime | None = None
         self._sees_leases = False
         self._is_held_up = False
@@ -264,7 +264,7 @@ class Scheduler:
             self.world,
             place.gap,
             place.route,
-            fresh_base=self._shipped_at,
+            fresh_base=self.shipped_at,
             on_id=note,
             is_wanted=lambda: place.stop_asked is None and not self.draining,
             making=place.making,
@@ -348,7 +348,7 @@ class Scheduler:
         self.last.pop(place.gap.id, None)
         self.last[place.gap.id] = settled
         if settled.kind is OutcomeKind.SHIPPED:
-            self._shipped_at = now
+            self.shipped_at = now
         with anyio.CancelScope(shield=True):
             if taken:  # its request has not failed yet: another session goes on with it
                 await self.brakes.change_fuse(lambda fuse: fuse.forgotten(record.dispatch.id))

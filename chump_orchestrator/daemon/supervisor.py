@@ -11,10 +11,10 @@ import anyio
 import structlog
 
 from chump_orchestrator.core.brakes import is_accepted
+from chump_orchestrator.core.corrections import watch_of
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import (
     STOPPED_BY_OPERATOR,
-    Checks,
     Exit,
     Observation,
     Outcome,
@@ -27,12 +27,12 @@ from chump_orchestrator.core.outcome import (
     Wait,
     judge,
 )
-from chump_orchestrator.core.records import DispatchState, Record
+from chump_orchestrator.core.records import DispatchState, Record, with_sighting
 from chump_orchestrator.core.testimony import Report
 from chump_orchestrator.daemon.bell import Bell
 from chump_orchestrator.daemon.follow_up import FollowUp
 from chump_orchestrator.daemon.hearing import ASK_AGAIN, Hearing, followed
-from chump_orchestrator.daemon.lookout import Lookout, Sighting, watch_of
+from chump_orchestrator.daemon.lookout import Lookout, Sighting
 from chump_orchestrator.daemon.shipping import is_due, ship
 
 if TYPE_CHECKING:
@@ -207,11 +207,9 @@ class Supervisor:
                     return ended
                 continue
             if self._exit is not None and self._pull is not None and self.has_open_pull:
-                if self.follow_up.is_granted:
-                    await self._store(replace(self.record, pull=self._pull))
-                    return self.follow_up.take(self.record, self._pull)
-                if await self.follow_up.consider(self.record, self._pull):
-                    self._on_change()
+                asked = (self.record, self._pull, self._store, self._on_change)
+                if went_over := await self.follow_up.attend(*asked):
+                    return went_over
             verdict = judge(self._observe(), deadlines)
             if isinstance(verdict, Stop) and self.stop_asked is None and self.agent is not None:
                 # Our clock went on while all stood still; the shim's count leaves that out.
@@ -359,30 +357,20 @@ class Supervisor:
         if seen is None or seen.asked_s == self._seen_s:
             return
         self._seen_s = seen.asked_s
-        before, pull = self._pull, seen.pull
-        self._pull = pull
+        before, self._pull, pull = self._pull, seen.pull, seen.pull
         if is_accepted(before, pull):
             self.accepted_usd = self.report.usage.cost_usd
         if self._exit is not None and seen.asked_s >= self._exit_s:
             self._quiet = [*self._quiet, seen.asked_s] if pull.state is PullState.NONE else []
         now, now_s = self._world.clock.now(), self._world.clock.monotonic()
-        record = self.record
         is_new = before is None or (before.state, before.number) != (pull.state, pull.number)
+        record = with_sighting(self.record, before, pull, now, self.active())
+        failed_since = record.checks_failed_since
         if is_new:
             self._pull_s = now_s
-            first_active = record.pull_since_active
-            if pull.state is not PullState.NONE and not first_active:
-                first_active = self.active()
-            record = replace(record, pull_since=now, pull_since_active=first_active)
-        # Checks of another head have failed anew.
-        is_other = before is not None and before.head != pull.head
-        if pull.checks is not Checks.FAILING:
-            self._checks_s = None
-            record = replace(record, checks_failed_since=None)
-        elif self._checks_s is None or is_other:
-            self._checks_s = now_s
-            record = replace(record, checks_failed_since=now)
-        if is_new or record.checks_failed_since != self.record.checks_failed_since:
+        if failed_since != self.record.checks_failed_since:
+            self._checks_s = None if failed_since is None else now_s
+        if is_new or failed_since != self.record.checks_failed_since:
             await self._store(replace(record, pull=pull))
         if is_new and (before is not None or pull.state is not PullState.NONE):
             log.info("pull.changed", state=pull.state, number=pull.number, checks=pull.checks)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from chump_orchestrator.adapters.http.server import MOST_CONNECTIONS, MOST_HEADE
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.outcome import OutcomeKind
-from chump_orchestrator.core.records import Vitals
+from chump_orchestrator.core.records import ForgeBudget, Vitals
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 PATIENCE_S = 20.0
+
+RESETS_AT = datetime(2026, 4, 27, 13, tzinfo=UTC)
 
 VITALS = Vitals(
     is_ready=True,
@@ -51,7 +54,6 @@ VITALS = Vitals(
     unstored=0,
     parked=5,
     outbox=1,
-    requests_left=4321,
     budget={
         "usd_today": 3.5,
         "usd_per_day": 3.0,
@@ -61,6 +63,7 @@ VITALS = Vitals(
         "untold_cost": 2,
         "reached": ["usd_per_day"],
     },
+    forge_budget=ForgeBudget(31, 33, 4321, 5000, RESETS_AT),
 )
 
 SETTLED = {
@@ -592,7 +595,10 @@ async def test_what_is_measured_is_what_is_now() -> None:
         "chump_dispatching_paused": 0,
         "chump_backlog_stale": 0,
         "chump_looks": 17,
+        "chump_forge_requests": 31,
+        "chump_forge_points": 33,
         "chump_forge_requests_remaining": 4321,
+        "chump_forge_reset_timestamp_seconds": RESETS_AT.timestamp(),
         "chump_forge_silent_seconds": 0,
         "chump_outbox_reflections": 1,
         "chump_ledger_waiting_records": 0,

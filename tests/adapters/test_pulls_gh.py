@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,52 +13,7 @@ from chump_orchestrator.adapters.pulls_graphql import Repository, repository_at,
 from chump_orchestrator.core.errors import ConfigError, MissingProgram, Refused, Unavailable
 from chump_orchestrator.core.outcome import Checks, PullRequest, PullState
 from tests.adapters.a_repository import ARepository
-from tests.adapters.fake_gh import FakeGh
-
-BRANCH = "claude/gap-1"
-MINUTE = timedelta(minutes=1)
-
-
-class World:
-    """A forge, a repository, and a provider that looks at them."""
-
-    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
-        self.repository = ARepository(folder)
-        self.forge = FakeGh(folder / "bin")
-        self.env = self.repository.env | {"GH_REPO": self.forge.repository} | dict(env or {})
-        self.pulls = self.a_provider()
-
-    def a_provider(self) -> GhPulls:
-        """Return one that has seen nothing yet, as that of a daemon that has just begun."""
-        return GhPulls(
-            git=Git(self.repository.root, self.env),
-            env=self.env | {"PATH": f"{self.forge.folder}:{self.env['PATH']}"},
-            clock=self.repository.clock,
-        )
-
-    def request(self, number: int, head: str, **fields: Any) -> None:
-        created = self.repository.since + fields.pop("after", MINUTE)
-        self.forge.request(number, fields.pop("branch", BRANCH), head, created, **fields)
-
-    def opened(self, number: int = 7, **fields: Any) -> str:
-        """Push a commit and open a request for it."""
-        self.repository.pushed(BRANCH)
-        head = self.repository.tip(BRANCH)
-        self.request(number, head, **fields)
-        return head
-
-    def another(self, branch: str = BRANCH, number: int = 8, **fields: Any) -> str:
-        """Open a request that somebody else has made under the same branch name."""
-        elsewhere = self.repository.clone(f"clone-{number}")
-        self.repository.git("checkout", "-q", "-b", branch, at=elsewhere)
-        head = self.repository.commit(elsewhere, f"strange-{number}", "not ours\n")
-        ref = f"{branch}:refs/pull/{number}/head"
-        self.repository.git("push", "-q", "origin", ref, at=elsewhere)
-        self.request(number, head, branch=branch, **fields)
-        return head
-
-    async def look(self) -> PullRequest:
-        return (await self.pulls.look([self.repository.watch(BRANCH)]))[BRANCH]
+from tests.adapters.on_github import BRANCH, MINUTE, World
 
 
 @pytest.fixture
@@ -186,7 +139,7 @@ async def test_a_strange_address_is_left_out(world: World, url: str) -> None:
 
 async def test_a_silent_server_is_given_up(tmp_path: Path) -> None:
     world = World(tmp_path)
-    world.pulls._timeout = timedelta(seconds=0.5)
+    world.pulls._wire.timeout = timedelta(seconds=0.5)
     world.forge.answers("hang")
 
     with pytest.raises(Unavailable, match=r"gh did not finish within 0\.5 s"):
@@ -413,7 +366,9 @@ async def test_names_travel_as_data(world: World) -> None:
 
     [call] = world.forge.calls
     assert answer[branch].state is PullState.NONE
-    assert call["argv"] == ["api", "graphql", "--hostname", "github.com", "--input", "-"]
+    assert call["argv"] == [
+        *("api", "graphql", "--include", "--hostname", "github.com", "--input", "-")
+    ]
     assert branch not in call["body"]["query"]
     assert call["body"]["variables"] == {"owner": "acme", "name": "anvil", "b0": branch}
 
@@ -574,7 +529,7 @@ async def test_an_enterprise_server_is_asked_by_its_name(tmp_path: Path) -> None
 
     await world.look()
 
-    assert world.forge.calls[0]["argv"][2:4] == ["--hostname", "ghe.example.com"]
+    assert world.forge.calls[0]["argv"][3:5] == ["--hostname", "ghe.example.com"]
 
 
 async def test_where_nothing_names_the_repository_the_operator_is_asked(tmp_path: Path) -> None:

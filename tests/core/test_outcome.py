@@ -45,6 +45,9 @@ MERGED = a_pull(PullState.MERGED)
 CLOSED = a_pull(PullState.CLOSED)
 
 
+UNCLOSED = "the forge gave no answer for 1 day, 0:00:00 after its pull request was closed"
+
+
 def settled(kind: OutcomeKind, reason: str, cause: Cause | None = None) -> Settle:
     return Settle(Outcome(kind, reason, cause))
 
@@ -356,6 +359,43 @@ def test_an_agent_that_never_ran_has_failed_to_spawn_whatever_the_forge_says() -
         assert judge(after(Exit(spawn_error="no such file"), ZERO, pull, None), HOUR) == settled(
             OutcomeKind.SPAWN_FAILED, "no such file", Cause.SPAWN
         )
+
+
+@pytest.mark.parametrize(
+    ("since", "looked", "verdict"),
+    [
+        (ZERO, ZERO, Wait(recheck=30 * S)),
+        (20 * S, 20 * S, Wait(recheck=10 * S)),
+        (20 * S, ZERO, Wait(recheck=10 * S)),
+        (30 * S, 30 * S, Wait(recheck=24 * H - 30 * S, look=True)),
+        (31 * S, 2 * S, Wait(recheck=24 * H - 31 * S, look=True)),
+        (31 * S, S, settled(OutcomeKind.CI_FAILED, "pull request 412 closed without a merge")),
+        (9 * M, ZERO, settled(OutcomeKind.CI_FAILED, "pull request 412 closed without a merge")),
+        (24 * H, 24 * H, settled(OutcomeKind.STALLED, UNCLOSED, Cause.NETWORK)),
+    ],
+)
+def test_a_closed_request_is_given_up_when_it_stays_so_from_one_look_to_another(
+    since: timedelta, looked: timedelta, verdict: Verdict
+) -> None:
+    """Behaviour P4: people close a request and open it at once, to have its checks run again."""
+    seen = Observation(10 * M, CODE_0, 25 * H, CLOSED, looked, pull_opened=since)
+
+    assert judge(seen, HOUR) == verdict
+
+
+def test_failing_checks_are_named_in_the_reason() -> None:
+    """Behaviour P5."""
+    many = tuple(f"shard {n}" for n in range(12))
+    for failing, named in ((("build", "ci/old"), "build, ci/old"), (many, "shard 9 and 2 more")):
+        red = replace(FAILING, failing=failing)
+        seen = Observation(10 * M, CODE_0, 9 * H, red, ZERO, 8 * H, checks_failed=30 * M)
+        verdict = judge(seen, HOUR)
+
+        assert isinstance(verdict, Settle)
+        assert verdict.outcome.reason.startswith(
+            "pull request 412 has had failing checks for 0:30:00: "
+        )
+        assert verdict.outcome.reason.endswith(named)
 
 
 def test_a_request_without_a_number_is_called_by_its_branch() -> None:

@@ -157,3 +157,27 @@ def test_an_agent_whose_end_nobody_wrote_down_is_told_apart() -> None:
     told = of(unseen, seen)
 
     assert (gaps(told.running), gaps(told.ended_unseen)) == ([], ["A-1"])
+
+
+def test_a_correction_is_news_of_the_day_it_is_heard_of_and_its_costs_are_of_its_end() -> None:
+    """Behaviour P5."""
+    merged = replace(
+        over(begun("A-1", 40), 1, cost_usd=2.0, tokens=7),
+        corrected_at=NOW - HOUR,
+        corrected_from=OutcomeKind.CI_FAILED,
+    )
+    failed = over(begun("B-1", 3), 1, KILLED, cost_usd=1.0)
+
+    night, days = of(merged, failed), of(merged, failed, since=NOW - 48 * HOUR)
+
+    assert (gaps(night.shipped), gaps(night.failed)) == (["A-1"], ["B-1"])
+    assert (night.spent.shipped, night.spent.failed, night.spent.dispatches) == (1, 1, 1)
+    assert night.spent.cost_usd == 1.0
+    assert (gaps(days.shipped), days.spent.dispatches, days.spent.cost_usd) == (["A-1"], 2, 3.0)
+
+
+def test_the_latest_news_come_first_corrections_among_them() -> None:
+    old = replace(over(begun("A-1", 40), 1), corrected_at=NOW - HOUR)
+    fresh = over(begun("B-1", 3), 1)
+
+    assert gaps(of(fresh, old).shipped) == ["A-1", "B-1"]

@@ -12,7 +12,7 @@ import pytest
 
 from chump_orchestrator.core.brakes import RetryPolicy
 from chump_orchestrator.core.errors import RateLimited, Unavailable
-from chump_orchestrator.core.records import Vitals
+from chump_orchestrator.core.records import ForgeBudget, Vitals
 from chump_orchestrator.core.testimony import Progress, Usage
 from chump_orchestrator.daemon.operations import Operator
 from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
@@ -143,10 +143,10 @@ async def test_looks_that_fail_are_counted_by_how_they_did() -> None:
 
 async def test_what_the_forge_still_grants_is_told_where_it_says() -> None:
     scene = a_scene(a_backlog(a_gap("A-1")))
-    scene.pulls.requests_left = 4321  # type: ignore[attr-defined]
+    scene.pulls.budget = ForgeBudget(left=4321)  # type: ignore[attr-defined]
 
     async with a_daemon(scene) as daemon:
-        assert (await Operator(daemon).vitals()).requests_left == 4321
+        assert (await Operator(daemon).vitals()).forge_budget == ForgeBudget(left=4321)
 
 
 async def test_a_ledger_that_does_not_answer_delays_nobody_and_what_it_lacks_is_counted() -> None:

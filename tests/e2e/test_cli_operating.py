@@ -480,6 +480,8 @@ def test_history_has_the_shape_that_others_read(repository: Repository) -> None:
         "parallel_siblings": 0,
         "started_at": "2026-04-27T12:00:00Z",
         "ended_at": "2026-04-27T12:01:00Z",
+        "corrected_at": None,
+        "corrected_from": None,
     }
 
 

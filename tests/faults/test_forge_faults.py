@@ -29,14 +29,14 @@ while not any(os.path.exists(os.path.join(here, name)) for name in ("go", "go-" 
 
 IN_A_HURRY = """
 from datetime import timedelta
-from chump_orchestrator.adapters import pulls_gh
+from chump_orchestrator.adapters import pulls_gh, pulls_wire
 from chump_orchestrator.daemon import lookout
 pulls_gh.GhPulls.__init__.__kwdefaults__["timeout"] = timedelta(seconds=1)
-pulls_gh.FIRST_QUIET = timedelta(seconds=3)
+pulls_wire.FIRST_QUIET = timedelta(seconds=3)
 lookout.FIRST_BACKOFF = timedelta(milliseconds=200)
 begin = lookout.Lookout.__init__
-def quickly(self, pulls, clock, interval, tell):
-    begin(self, pulls, clock, timedelta(milliseconds=300), tell)
+def quickly(self, pulls, clock, interval, *rest):
+    begin(self, pulls, clock, timedelta(milliseconds=300), *rest)
 lookout.Lookout.__init__ = quickly
 """
 """The same program with less patience, so that its tests need less."""

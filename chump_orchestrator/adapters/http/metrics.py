@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.outcome import OutcomeKind, PullState
-from chump_orchestrator.core.records import Vitals
+from chump_orchestrator.core.records import ForgeBudget, Vitals
 
 DURATIONS_S = (30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 """Upper ends of the buckets for dispatches, which last from half a minute to a day."""
@@ -56,6 +56,12 @@ class Metrics:
             "chump_dispatches",
             "Dispatches that ended, by outcome, cause of failure, and backend.",
             ("outcome", "cause", "backend"),
+            registry=registry,
+        )
+        self._corrected = Counter(
+            "chump_dispatches_corrected",
+            "Dispatches whose request was merged after all, by what they had counted as.",
+            ("was",),
             registry=registry,
         )
         self._durations = Histogram(
@@ -99,6 +105,8 @@ class Metrics:
                 self._launched.labels(self._backend(fields)).inc()
             case "dispatch.settled":
                 self._count_settled(fields)
+            case "dispatch.corrected":
+                self._corrected.labels(_word(fields.get("was"), OutcomeKind)).inc()
             case "pull.changed":
                 self._pulls.labels(_word(fields.get("state"), PullState)).inc()
             case _:
@@ -161,6 +169,7 @@ class _Now(Collector):
         now = self._metrics.vitals
         if now is None:
             return
+        forge = now.forge_budget or ForgeBudget()
         for name, text, value in (
             ("chump_daemon_ready", "Whether the daemon is ready, as /readyz tells.", now.is_ready),
             ("chump_dispatching_paused", "Whether no agent is started.", now.is_paused),
@@ -184,7 +193,12 @@ class _Now(Collector):
             (
                 "chump_forge_requests_remaining",
                 "What the forge grants until its budget is renewed.",
-                now.requests_left,
+                forge.left,
+            ),
+            (
+                "chump_forge_reset_timestamp_seconds",
+                "When the forge's budget is renewed, since the epoch.",
+                None if forge.resets_at is None else forge.resets_at.timestamp(),
             ),
             (
                 "chump_outbox_reflections",
@@ -200,6 +214,11 @@ class _Now(Collector):
             if value is not None:
                 yield GaugeMetricFamily(name, text, value=float(value))
         yield from _of_the_budget(now.budget or {})
+        if now.forge_budget is not None:
+            asked = "Questions that were put to the forge."
+            yield CounterMetricFamily("chump_forge_requests", asked, value=forge.requests)
+            cost = "What the forge said that its answers cost, in points."
+            yield CounterMetricFamily("chump_forge_points", cost, value=forge.points)
         looks = "Looks at the forge that were answered."
         yield CounterMetricFamily("chump_looks", looks, value=now.looks)
         failures = CounterMetricFamily(

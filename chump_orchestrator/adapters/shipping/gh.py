@@ -22,10 +22,12 @@ from chump_orchestrator.adapters.process import Finished
 from chump_orchestrator.adapters.process import run as run_program
 from chump_orchestrator.adapters.pulls_graphql import (
     DEFAULT_HOST,
+    OPTIONAL,
     Repository,
     Request,
+    data_of,
     question,
-    read_answer,
+    read_requests,
     repository_at,
     repository_named,
 )
@@ -174,11 +176,13 @@ class GhShipper:
         self, repository: Repository, branch: str, head: str, since: datetime
     ) -> Opened | None:
         """Return the request that there is for this branch, open ones first."""
-        finished = await self._call(repository, ("graphql",), question(repository, [branch]))
+        asked = question(repository, [branch], OPTIONAL.keys())
+        finished = await self._call(repository, ("graphql",), asked)
         if finished.code != 0:
             raise self._trouble(repository, finished, "could not tell of pull requests")
         try:
-            answer = read_answer(finished.out.decode("utf-8", "replace"), [branch])
+            data = data_of(finished.out.decode("utf-8", "replace"))
+            found = read_requests(data, [branch])[branch]
         except ValueError as error:
             raise Unavailable(self._safe(f"gh could not tell of requests: {error}")) from error
 
@@ -187,7 +191,7 @@ class GhShipper:
             is_open = request.state is PullState.OPEN
             return not request.is_fork and (is_open or is_recent or request.head == head)
 
-        requests = [one for one in answer.requests[branch] if is_it(one)]
+        requests = [one for one in found if is_it(one)]
         requests.sort(key=lambda one: (one.state is not PullState.OPEN, -one.number))
         return Opened(requests[0].number, requests[0].url) if requests else None
 
