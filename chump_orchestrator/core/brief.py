@@ -49,7 +49,7 @@ def brief(gap: Gap, branch: str, parts: BriefParts, lessons: tuple[str, ...] = (
         listed = _listed(on_one_line(lesson)[:LESSON_LIMIT] for lesson in lessons[:LESSONS])
         sections.append(f"Lessons from earlier work like this:\n{listed}")
     if parts.is_shipped:
-        return "\n\n".join((*sections, committing(branch), _ANSWER_OF_COMMITTER)) + "\n"
+        return "\n\n".join((*sections, committing(branch), ANSWER_OF_COMMITTER)) + "\n"
     sections += [_shipping(gap, branch, parts.ship_script), _ANSWER]
     if parts.epilogue.strip():
         sections.append(parts.epilogue.strip())
@@ -61,7 +61,7 @@ _ANSWER = (
     " finish, say why in one line and exit with a non-zero status."
 )
 
-_ANSWER_OF_COMMITTER = (
+ANSWER_OF_COMMITTER = (
     "Your final answer is one line that says what you have done. If you cannot finish, say why in"
     " one line and exit with a non-zero status."
 )

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol, runtime_checkable
 
 from chump_orchestrator.core.brakes import Consequence, Park
+from chump_orchestrator.core.brief import ANSWER_OF_COMMITTER, committing
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.complaints import Complaint, left_out, told
 from chump_orchestrator.core.dispatch import Command, Dispatch, Resumed, Workspace
@@ -180,9 +181,17 @@ def offer(gap_id: str, outcome: Outcome) -> str:
 
 
 def resumption_brief(
-    gap: Gap, workspace: Workspace, former: Record, complaints: Sequence[Complaint] = ()
+    gap: Gap,
+    workspace: Workspace,
+    former: Record,
+    complaints: Sequence[Complaint] = (),
+    *,
+    is_shipped: bool = False,
 ) -> str:
-    """Return what an agent is told that goes on with its session; all else it has been told."""
+    """Return what an agent is told that goes on with its session; all else it has been told.
+
+    With `is_shipped` the daemon ships what it commits.
+    """
     pull, branch = former.pull, workspace.branch
     is_open = pull is not None and pull.state is PullState.OPEN
     sections = [
@@ -198,12 +207,19 @@ def resumption_brief(
         sections += [
             f"The branch is pushed, and {name} is open.{known}",
             *filter(None, (told(complaints), left_out(complaints))),
-            "Put right what is wrong, commit it, and push it to the same branch"
-            f" (git push origin HEAD:refs/heads/{branch}). Open no other pull request.",
+            "Put right what is wrong. "
+            + (
+                committing(branch)
+                if is_shipped
+                else "Commit it, and push it to the same branch"
+                f" (git push origin HEAD:refs/heads/{branch}). Open no other pull request."
+            ),
         ]
+    elif is_shipped:
+        sections.append(f"Finish what you were told to do at first. {committing(branch)}")
     else:
         sections.append("Finish what you were told to do at first, and ship it as you were told.")
-    sections.append(_ANSWER)
+    sections.append(ANSWER_OF_COMMITTER if is_shipped else _ANSWER)
     return "\n\n".join(sections) + "\n"
 
 

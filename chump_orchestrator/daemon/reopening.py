@@ -113,7 +113,9 @@ class Reopening:
     ) -> tuple[str, Command]:
         """Return brief and command; `Refused` when the backend cannot go on with sessions."""
         complaints = await explained(world, self.former, self.former.pull)
-        brief = resumption_brief(dispatch.gap, workspace, self.former, complaints)
+        brief = resumption_brief(
+            dispatch.gap, workspace, self.former, complaints, is_shipped=world.ships
+        )
         backend = world.backend(dispatch.route.backend)
         command = resume_command(backend, dispatch.gap, dispatch.route, brief, dispatch.session)
         if command is None:

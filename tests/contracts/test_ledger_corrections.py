@@ -14,7 +14,7 @@ from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.core.brakes import History
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.corrections import Correction, correction
-from chump_orchestrator.core.dispatch import Workspace
+from chump_orchestrator.core.dispatch import Resumed, Workspace
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
 from chump_orchestrator.core.ports import Ledger
 from chump_orchestrator.core.records import DispatchState, Parked, Record, Settlement
@@ -103,6 +103,19 @@ async def test_a_merge_makes_a_success_of_a_failure_and_of_all_that_followed(ope
         assert await ledger.shipped() == {"INFRA-1": date(2026, 4, 28)}
         assert await ledger.parked() == ()
         assert await ledger.history("INFRA-1") == History(failures=0, refusals=0, sessions=0)
+        assert await ledger.late(NOW) == ()
+
+
+async def test_a_request_that_another_dispatch_has_taken_over_is_no_longer_asked_about(
+    opened: Open,
+) -> None:
+    """Its merge ships that one; two successes would count for one request otherwise."""
+    async with opened() as ledger:
+        await settled(ledger)
+        assert len(await ledger.late(NOW)) == 1
+        taken_over = Resumed("infra-1-a", "0f4dfc29", NOW, 412, "c" * 40, 1)
+        await ledger.add(a_dispatch("infra-1-b", gap=a_gap("INFRA-1"), resumed=taken_over))
+
         assert await ledger.late(NOW) == ()
 
 

@@ -12,7 +12,7 @@ from chump_orchestrator.core.brakes import Free, Park, Retry
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.complaints import Complaint, ComplaintKind
 from chump_orchestrator.core.dispatch import Resumed, Workspace
-from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind, PullState
+from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind, PullRequest, PullState
 from chump_orchestrator.core.records import DispatchState, Record
 from chump_orchestrator.core.resuming import (
     consequence_for,
@@ -181,6 +181,17 @@ def test_without_a_request_the_work_is_to_be_finished_and_shipped() -> None:
     assert "ship it as you were told" in brief
     assert "complaints" not in brief
     assert not brief.startswith(("/", "-"))
+
+
+@pytest.mark.parametrize("pull", [None, a_pull(PullState.OPEN)])
+def test_whose_work_the_daemon_ships_is_told_to_commit_alone(pull: PullRequest | None) -> None:
+    """Behaviour P9."""
+    brief = resumption_brief(a_gap("INFRA-1"), PLACE, a_record(pull=pull), is_shipped=True)
+
+    assert "commit all of it on branch claude/infra-1" in brief
+    assert "Do not push" in brief
+    assert "git push" not in brief
+    assert "number of the pull request" not in brief
 
 
 def test_with_a_request_what_is_held_against_it_is_told_and_no_other_is_to_be_opened() -> None:
