@@ -39,8 +39,9 @@ FAMILY = (
 )
 
 DIARY = (
-    "import signal, sys, time\n"
-    "def note(n, _): print(signal.Signals(n).name, time.monotonic(), flush=True)\n"
+    "import os, signal, sys, time\n"
+    # Not by print, within which a signal may come, too.
+    "def note(n, _): os.write(1, f'{signal.Signals(n).name} {time.monotonic()}\\n'.encode())\n"
     "for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):\n"
     "    signal.signal(n, note)\n"
     "print('ready', flush=True)\n"
@@ -88,7 +89,7 @@ def test_the_first_signal_is_for_the_agent_alone(shim: Shim) -> None:
     script = (
         "import os, signal, sys, time\n"
         "child = os.fork() == 0\n"
-        "def note(n, _): print(child, signal.Signals(n).name, flush=True)\n"
+        "def note(n, _): os.write(1, f'{child} {signal.Signals(n).name}\\n'.encode())\n"
         "for n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, note)\n"
         "print('ready', flush=True)\n"
         "while True: time.sleep(0.05)\n"
