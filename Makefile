@@ -74,8 +74,8 @@ soak: $(STAMP) ## 2,000 dispatches, one in ten with a fault, and what has grown 
 	@$(BIN)/python -m tests.faults.soak --dispatches 2000
 
 .PHONY: bench
-bench: $(STAMP) ## Measurements, one at a time, printed
-	@for bench in tests/benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python "$$bench" || exit 1; done
+bench: $(STAMP) ## Measurements beside their targets, in some 8 minutes; BENCH_JSON is where the figures go
+	@$(BIN)/python -m tests.benchmarks $(if $(BENCH_JSON),--json $(BENCH_JSON))
 
 .PHONY: coverage
 coverage: $(STAMP) ## Lines and branches that the tests reach; needs Python 3.12 or newer

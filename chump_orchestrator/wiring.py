@@ -96,7 +96,7 @@ class RunOptions:
     a single run waits for open requests, `None` for as long as the settings let them be;
     `on_event` is told of every event. `flags` are those of the command line, which outrank the
     files on every reload, too. `beside` is run with the daemon, to ask and to steer it, and
-    cancelled when it ends.
+    cancelled when it ends. `around` is handed the world before anything begins, to measure it.
     """
 
     once: bool = False
@@ -109,6 +109,7 @@ class RunOptions:
     on_event: Callable[[str, Mapping[str, object]], None] | None = None
     flags: Mapping[str, object] = field(default_factory=dict)
     beside: Callable[[Operator], Coroutine[object, object, None]] | None = None
+    around: Callable[[World], None] | None = None
 
 
 def _backends(settings: Settings) -> Callable[[str], Backend]:
@@ -318,6 +319,8 @@ async def _orchestrator(
         shipper=equipment.shipper(root, loaded, git, environ),
         ships=ships,
     )
+    if options.around is not None:
+        options.around(world)
     orchestrator = Orchestrator(
         world,
         source,

@@ -11,15 +11,17 @@ import json
 import marshal
 import os
 import stat
+import struct
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, timedelta
+from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from chump_orchestrator import __version__
 from chump_orchestrator.core.gap import Effort, Gap, Kind, Notice, Place, Priority, Rejection
@@ -33,6 +35,12 @@ SETTLED_S = 2.0
 LARGEST_BYTES = 1 << 30
 
 _HEADER_BYTES = 4096
+_SLICE = struct.Struct("<QI")
+"""Before each slice: how long it is, and its sum."""
+
+_ENTRIES = 1000
+"""In a slice at most."""
+
 _GAP, _REJECTION = 0, 1
 _PRIORITIES = {one.value: one for one in Priority}
 _EFFORTS = {one.value: one for one in Effort}
@@ -96,17 +104,7 @@ def keep(
     """
     if pieces and len(pieces) != len(found.entries):
         return  # the same bytes twice, which is rejected anyhow
-    digests: Iterable[bytes] = pieces or (b"",) * len(found.entries)
-    told = [
-        (digest, *_told(entry), *_origin(pieces.get(digest)))
-        for digest, entry in zip(digests, found.entries, strict=True)
-    ]
-    notices = [(one.message, one.place.line, one.place.column) for one in found.notices]
-    try:
-        body = marshal.dumps((told, notices))
-    except ValueError:
-        return
-    header = {"format": _FORMAT, "file": name, "stamp": stamp, "crc": zlib.crc32(body)}
+    header = {"format": _FORMAT, "file": name, "stamp": stamp}
     with contextlib.suppress(OSError):
         handle, draft = tempfile.mkstemp(prefix=f".{cache.name}-", dir=cache.parent)
         try:
@@ -115,10 +113,28 @@ def keep(
                 if os.fstat(handle).st_mtime - changed_s < SETTLED_S:
                     raise BlockingIOError
                 file.write(json.dumps(header).encode() + b"\n")
-                file.write(body)
+                for told in _slices(found, pieces):
+                    body = marshal.dumps(told)
+                    file.write(_SLICE.pack(len(body), zlib.crc32(body)) + body)
             Path(draft).replace(cache)
-        except OSError:
+        except (OSError, ValueError):
             Path(draft).unlink(missing_ok=True)
+
+
+def _slices(found: Found, pieces: Mapping[bytes, Parsed]) -> Iterator[list[tuple[object, ...]]]:
+    """Yield all that is kept, some entries at a time, so that it never lies in memory as a whole.
+
+    First their number and the notices.
+    """
+    notices = [(one.message, one.place.line, one.place.column) for one in found.notices]
+    yield [(len(found.entries), notices)]
+    digests: Iterable[bytes] = pieces or (b"",) * len(found.entries)
+    told = (
+        (digest, *_told(entry), *_origin(pieces.get(digest)))
+        for digest, entry in zip(digests, found.entries, strict=True)
+    )
+    while some := list(islice(told, _ENTRIES)):
+        yield some
 
 
 def recall(cache: Path, name: str) -> Kept | None:
@@ -135,11 +151,8 @@ def recall(cache: Path, name: str) -> Kept | None:
             header = json.loads(file.readline(_HEADER_BYTES))
             if header["format"] != _FORMAT or header["file"] != name:
                 return None
-            body = file.read()
-        if zlib.crc32(body) != header["crc"]:
-            return None
-        return _recalled(name, header["stamp"], *marshal.loads(body))  # noqa: S302 - our own
-    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError):
+            return _recalled(name, header["stamp"], _sliced(file))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, struct.error):
         return None
 
 
@@ -175,15 +188,28 @@ def _origin(piece: Parsed | None) -> tuple[object, ...]:
     return () if piece is None else (piece.line, piece.column, piece.lines, piece.remarks)
 
 
-def _recalled(name: str, stamp: str, told: list[Any], notices: list[Any]) -> Kept:
+def _sliced(file: BinaryIO) -> Iterator[list[Any]]:
+    """Yield what `_slices` gave; `ValueError` for what is damaged."""
+    while head := file.read(_SLICE.size):
+        length, crc = _SLICE.unpack(head)
+        body = file.read(min(length, LARGEST_BYTES))
+        if zlib.crc32(body) != crc:
+            raise ValueError("it is damaged")
+        yield marshal.loads(body)  # noqa: S302 - our own
+
+
+def _recalled(name: str, stamp: str, slices: Iterator[list[Any]]) -> Kept | None:
     found, pieces = Found(), dict[bytes, Parsed]()
     entries = found.entries
-    for order, (digest, kind, said, line, column, *origin) in enumerate(told):
+    ((count, notices),) = next(slices, [(0, ())])
+    for digest, kind, said, line, column, *origin in chain.from_iterable(slices):
         place = Place(name, line, column)
-        entry = _gap(said, order, place) if kind == _GAP else _rejection(said, place)
-        entries.append(entry)
+        made = _gap(said, len(entries), place) if kind == _GAP else _rejection(said, place)
+        entries.append(made)
         if origin:
-            pieces[digest] = Parsed(entry, *origin)
+            pieces[digest] = Parsed(made, *origin)
+    if len(entries) != count:
+        return None  # it ends early
     found.notices += (Notice(told, Place(name, line, column)) for told, line, column in notices)
     return Kept(stamp, found, pieces)
 

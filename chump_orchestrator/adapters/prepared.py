@@ -71,6 +71,7 @@ class Prepared:
         self._numbers = itertools.count(1)
         self._wanted = 0
         self._unfit_base = ""
+        self._plain_base = ""
 
     def __len__(self) -> int:
         """How many may be claimed now."""
@@ -139,7 +140,8 @@ class Prepared:
                 if len(self._members) >= wanted:
                     await self._throw_away(member)
                 else:
-                    await self._make_ready(member, base, self._wipe)
+                    # Few of its files are young: the rest was there before its agent came.
+                    await self._make_ready(member, base, self._wipe, settles=False)
             for member in [one for one in self._members if one.base != base]:
                 # It may have been claimed while another one was seen to.
                 if member in self._members:
@@ -196,15 +198,22 @@ class Prepared:
         member: Member,
         base: str,
         step: Callable[[Member, str], Awaitable[None]] | None,
+        *,
+        settles: bool = True,
     ) -> None:
-        """Bring one to `base`, see that it is clean, and keep it, or throw it away."""
+        """Bring one to `base`, see that it is clean, and keep it, or throw it away.
+
+        With `settles` its files are let grow older than its index, so that git trusts them.
+        """
         is_ready = False
         try:
             if step is not None:
                 await step(member, base)
                 member.base = base
-            await anyio.sleep(SETTLED_S)
-            why = await self._objection(member)
+            if settles:
+                await anyio.sleep(SETTLED_S)
+                await self._git.run(*QUIET, "update-index", "-q", "--refresh", cwd=member.path)
+            why = await self._objection(member, base)
             if why and step is None:
                 log.info("worktrees.unprepared", base=base, why=why)
                 self._unfit_base = base
@@ -255,9 +264,8 @@ class Prepared:
         await anyio.to_thread.run_sync(handover.forget, member.admin)
         await anyio.to_thread.run_sync(handover.relock, member.admin, WAITING)
 
-    async def _objection(self, member: Member) -> str:
+    async def _objection(self, member: Member, base: str) -> str:
         """Return why it is not to be used: it is not clean, or needs more than files; or empty."""
-        await self._git.run(*QUIET, "update-index", "-q", "--refresh", cwd=member.path)
         shown = await self._git.text(
             *(*QUIET, "status", "--porcelain=v1", "--ignored", "--untracked-files=all"),
             cwd=member.path,
@@ -267,17 +275,20 @@ class Prepared:
             return f"it was not clean, first {shown.splitlines()[0][:200]!r}"
         if await anyio.to_thread.run_sync((member.path / ".gitmodules").exists):
             return "the repository has submodules"
-        if await self._is_filtered(member):
+        if await self._is_filtered(member, base):
             return "the repository has files that go through a filter"
         return ""
 
-    async def _is_filtered(self, member: Member) -> bool:
-        everywhere = ("--", ".gitattributes", ":(glob)**/.gitattributes")
-        found = await self._git.run(
-            "grep", "--cached", "--quiet", "-E", "-e", _FILTERED, *everywhere, cwd=member.path
-        )
-        if found.code == 0:
-            return True
+    async def _is_filtered(self, member: Member, base: str) -> bool:
+        """Whether files go through a program; `member` is clean, so that its index is `base`."""
+        if base != self._plain_base:
+            everywhere = ("--", ".gitattributes", ":(glob)**/.gitattributes")
+            found = await self._git.run(
+                "grep", "--cached", "--quiet", "-E", "-e", _FILTERED, *everywhere, cwd=member.path
+            )
+            if found.code == 0:
+                return True
+            self._plain_base = base
         with contextlib.suppress(OSError):
             own = (self._git.common_dir / "info" / "attributes").read_text("utf-8", "replace")
             return "filter=" in own

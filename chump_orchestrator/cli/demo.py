@@ -12,6 +12,7 @@ from chump_orchestrator.cli.render import say_meanwhile
 from chump_orchestrator.cli.repository import wait_for
 from chump_orchestrator.demo import demo
 from chump_orchestrator.self_test import self_test
+from chump_orchestrator.timing import self_test_timing
 
 
 @click.command("demo")
@@ -24,8 +25,9 @@ def demo_command(*, keep: bool) -> int:
 
 
 @click.command("self-test")
+@click.option("--timing", is_flag=True, help="Inject none; time the phases of a dispatch instead.")
 @everywhere
-def self_test_command() -> int:
+def self_test_command(*, timing: bool) -> int:
     """Try the whole pipeline with injected faults."""
     logs.configure(level="critical", format="console")
-    return wait_for(partial(self_test, say_meanwhile))
+    return wait_for(partial(self_test_timing if timing else self_test, say_meanwhile))

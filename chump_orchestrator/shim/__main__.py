@@ -14,4 +14,5 @@ sys.path.append(os.path.dirname(os.path.dirname(_here)))
 from chump_orchestrator.shim.owner import main  # noqa: E402 - importable from here on
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    # All is written, and its lock is waited for: the interpreter is not taken apart first.
+    os._exit(main(sys.argv))

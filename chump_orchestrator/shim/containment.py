@@ -16,10 +16,8 @@ from chump_orchestrator.shim.cgroup import (
     own_group_of,
     write,
 )
-from chump_orchestrator.shim.dbus import Failed
 from chump_orchestrator.shim.files import Leave
 from chump_orchestrator.shim.order import Order
-from chump_orchestrator.shim.scope import Wanted, enter
 
 CONTROLLERS = ("memory", "pids", "cpu")
 
@@ -112,6 +110,10 @@ class Containment:
 
     def _in_scope(self, order: Order) -> str | None:
         """Move the shim into a scope of its own, a group to make the agent's in being left."""
+        # Not at the top: where there is no manager, each shim would carry this for its whole life.
+        from chump_orchestrator.shim.dbus import Failed  # noqa: PLC0415 - as above
+        from chump_orchestrator.shim.scope import Wanted, enter  # noqa: PLC0415 - as above
+
         limits = {name: _with_shim(name, value) for name, value in self._limits.values.items()}
         wanted = Wanted(
             f"chump-{order.dispatch}.scope",

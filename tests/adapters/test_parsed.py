@@ -100,6 +100,12 @@ def cut_short(cache: Path) -> None:
     cache.write_bytes(cache.read_bytes()[:-5])
 
 
+def a_slice_short(cache: Path) -> None:
+    head, _, body = cache.read_bytes().partition(b"\n")
+    length, _ = parsed._SLICE.unpack_from(body)
+    cache.write_bytes(head + b"\n" + body[: parsed._SLICE.size + length])
+
+
 def one_bit(cache: Path) -> None:
     data = bytearray(cache.read_bytes())
     data[-20] ^= 4
@@ -142,6 +148,7 @@ def for_all_to_write(cache: Path) -> None:
     "spoil",
     [
         cut_short,
+        a_slice_short,
         one_bit,
         another_version,
         of_another_file,

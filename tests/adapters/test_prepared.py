@@ -363,3 +363,20 @@ async def test_a_cancelled_claim_leaves_neither_branch_nor_worktree(
     assert not repository.base_dir.exists() or list(repository.base_dir.iterdir()) == []
     assert repository.git("branch", "--list", "claude/*") == ""
     assert len(repository.git("worktree", "list").splitlines()) == 1
+
+
+async def test_one_that_was_given_back_is_ready_again_without_a_wait(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are old already; to wait for each in turn would let a pool run dry."""
+    ours, base = await stocked(repository, 1)
+    workspace = await ours.add(FIRST, base, ID)
+    inode = Path(workspace.path).stat().st_ino
+    monkeypatch.setattr(prepared, "SETTLED_S", 3600.0)
+
+    await ours.remove(workspace, ID)
+    with anyio.fail_after(60):
+        await ours.prepare(1)
+
+    (place,) = stock(repository)
+    assert place.stat().st_ino == inode

@@ -1,56 +1,39 @@
-"""Measures the loading of backlogs, and how long the loop is kept waiting meanwhile.
+"""The loading of backlogs, and how long the loop is kept waiting meanwhile.
 
-Run by hand: `python -m tests.benchmarks.bench_backlog [ENTRIES]`. Ratios are to a parse by
-PyYAML's CSafeLoader of 543 entries in the same run, as machines differ and are busy.
+Beside a parse of 543 entries by PyYAML's CSafeLoader.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import statistics
+import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import anyio.to_process
 import yaml
 
 from chump_orchestrator.adapters.backlogs import YamlFile
 from chump_orchestrator.core.picker import PickPolicy, choose
 from tests.backlog_fixture import ENTRIES, backlog
+from tests.benchmarks.measuring import Lag, Room, Row, Target, peak_mb, timed_ms
 
-ROUNDS = 5
+MANY = 100_000
+FREE_SLOTS = 8
 TICK_S = 0.001
+PARSE = "CSafeLoader"
 
 
-class Lag:
-    """Sleeps again and again, and keeps by how much it woke up too late, in seconds."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One load and one pick, in milliseconds; `late_ms` is the loop's worst moment."""
 
-    def __init__(self) -> None:
-        self.found: list[float] = []
-
-    async def run(self) -> None:
-        while True:
-            before = time.monotonic()
-            await anyio.sleep(TICK_S)
-            self.found.append(time.monotonic() - before - TICK_S)
-
-    def told(self) -> dict[str, float]:
-        late = sorted(self.found) or [0.0]
-        return {
-            "lag_p50_ms": round(late[len(late) // 2] * 1e3, 2),
-            "lag_p99_ms": round(late[int(len(late) * 0.99)] * 1e3, 2),
-            "lag_max_ms": round(late[-1] * 1e3, 2),
-        }
-
-
-def peak_mib() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak / (1024 if sys.platform == "linux" else 1024**2))
+    load_ms: float
+    pick_ms: float
+    late_ms: float
 
 
 def write(path: str, entries: int) -> None:
@@ -62,71 +45,101 @@ def edit(path: str, old: str, new: str) -> None:
     Path(path).write_bytes(data.replace(f"    {old}\n".encode(), f"    {new}\n".encode(), 1))
 
 
-async def timed(source: YamlFile) -> dict[str, float]:
-    lag = Lag()
+def rows(room: Room) -> list[Row]:
+    folder = room.folder("backlog")
+    edits, parses = anyio.run(_edits, folder / "gaps.yaml", room.rounds(11, quick=3))
+    load_and_pick = tuple(one.load_ms + one.pick_ms for one in edits)
+    many = 5_000 if room.quick else MANY
+    (folder / "many").mkdir()
+    first = _in_its_own_process(folder / "many" / "gaps.yaml", many)
+    what = f"{many:,} gaps"
+    return [
+        Row(
+            "backlog.edit",
+            "one entry of 543 changed: load and pick",
+            "ms",
+            load_and_pick,
+            Target(5),
+        ),
+        Row(
+            "backlog.edit.ratio",
+            "the same, beside a whole parse",
+            "ms",
+            load_and_pick,
+            Target(0.2, of="ratio"),
+            PARSE,
+            parses,
+        ),
+        Row(
+            "backlog.edit.loop",
+            "meanwhile: longest that the loop was late",
+            "ms",
+            tuple(one.late_ms for one in edits),
+            Target(10),
+        ),
+        Row("backlog.many", f"{what}: first load", "s", (first["load_ms"] / 1e3,), Target(8)),
+        Row("backlog.many.pick", f"{what}: pick", "ms", (first["pick_ms"],), Target(20)),
+        Row(
+            "backlog.many.memory",
+            f"{what}: most memory of the process",
+            "MB",
+            (first["peak_mb"],),
+            Target(400),
+        ),
+        Row("backlog.many.loop", "meanwhile: longest late", "ms", (first["late_ms"],)),
+        Row("backlog.many.cached", f"{what}: first load after a restart", "s", (first["again_s"],)),
+    ]
+
+
+async def _loaded(source: YamlFile) -> Loaded:
+    lag = Lag(TICK_S)
     async with anyio.create_task_group() as group:
         group.start_soon(lag.run)
         await anyio.sleep(0.05)
-        lag.found.clear()
-        began = time.monotonic()
-        loaded = await source.load()
-        loaded_s = time.monotonic() - began
-        began = time.monotonic()
-        choose(loaded, 8, PickPolicy())
-        picked_s = time.monotonic() - began
-        await anyio.lowlevel.checkpoint()
+        del lag.found[:]
+        began = time.perf_counter()
+        found = await source.load()
+        loaded_ms = (time.perf_counter() - began) * 1e3
+        picked_ms = timed_ms(lambda: choose(found, FREE_SLOTS, PickPolicy()))
+        await anyio.sleep(2 * TICK_S)
         group.cancel_scope.cancel()
-    return {
-        "load_ms": round(loaded_s * 1e3, 1),
-        "pick_ms": round(picked_s * 1e3, 1),
-        **lag.told(),
-    }
+    return Loaded(loaded_ms, picked_ms, max(lag.found))
 
 
-def reference_ms() -> float:
-    text = backlog().encode()
-    taken = []
-    for _ in range(ROUNDS):
-        began = time.monotonic()
-        yaml.load(text, Loader=yaml.CSafeLoader)
-        taken.append(time.monotonic() - began)
-    return statistics.median(taken) * 1e3
-
-
-async def measure(entries: int, folder: Path) -> dict[str, object]:
-    path = folder / "gaps.yaml"
-    # Elsewhere, so that making the file does not count in the peak of this process.
-    await anyio.to_process.run_sync(write, str(path), entries)
-    before = peak_mib()
+async def _edits(path: Path, rounds: int) -> tuple[tuple[Loaded, ...], tuple[float, ...]]:
+    """Change an entry again and again, and load; beside whole parses of the same text."""
+    write(str(path), ENTRIES)
     source = YamlFile(path=path)
-    first = await timed(source)
-    unchanged = await timed(source)
-    peak = peak_mib()
-    longer, in_place = [], []
-    for _ in range(ROUNDS):
-        await anyio.to_process.run_sync(edit, str(path), "effort: m", "effort: m\n    note: more")
-        longer.append(await timed(source))
-        await anyio.to_process.run_sync(edit, str(path), "effort: s", "effort: l")
-        in_place.append(await timed(source))
-    return {
-        "entries": entries,
-        "bytes": path.stat().st_size,
-        "first": first,
-        "unchanged": unchanged,
-        "a_line_added": longer,
-        "a_word_changed": in_place,
-        "peak_mib": peak,
-        "peak_before_mib": before,
-    }
+    await _loaded(source)
+    found, parses = [], []
+    for number in range(rounds):
+        if number % 2:
+            edit(str(path), "effort: s", "effort: l")
+        else:
+            edit(str(path), "effort: m", "effort: m\n    note: more")
+        found.append(await _loaded(source))
+        text = path.read_bytes()
+        parses.append(timed_ms(lambda text=text: yaml.load(text, yaml.CSafeLoader)))  # type: ignore[misc]
+    return tuple(found), tuple(parses)
 
 
-def main() -> None:
-    entries = int(sys.argv[1]) if len(sys.argv) > 1 else ENTRIES
-    with tempfile.TemporaryDirectory() as folder:
-        told = anyio.run(measure, entries, Path(folder))
-    told["reference_ms"] = round(reference_ms(), 1)
-    print(json.dumps(told, indent=2))
+def _in_its_own_process(path: Path, entries: int) -> dict[str, float]:
+    """Load a large one where nothing else takes memory; `again` is as after a restart."""
+    anyio.run(anyio.to_process.run_sync, write, str(path), entries)
+    time.sleep(2.1)
+    told: list[dict[str, float]] = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(path)], capture_output=True, check=True, text=True
+        )
+        told.append(json.loads(done.stdout))
+    return told[0] | {"again_s": told[1]["load_ms"] / 1e3}
+
+
+async def _first(path: Path) -> dict[str, float]:
+    found = await _loaded(YamlFile(path=path, cache=path.parent / "cache"))
+    return asdict(found) | {"peak_mb": peak_mb()}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(anyio.run(_first, Path(sys.argv[1]))))

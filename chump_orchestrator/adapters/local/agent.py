@@ -38,7 +38,7 @@ _RECONNECT_S = 1.0
 _ADRIFT_S = 1.0
 """Between two looks at all processes, which cost more than a look at a lock."""
 
-_ATTENDED_S = 5.0
+_ATTENDED_S = 30.0
 """Between two looks while the shim is heard of: it hangs up when it ends, however that is."""
 
 _LISTEN_ON_S = 5.0
