@@ -14,7 +14,6 @@ import pytest
 
 from chump_orchestrator.adapters.local import wire
 from chump_orchestrator.adapters.local.output import Lines, Output
-from chump_orchestrator.adapters.local.remains import Found
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.outcome import StopReason
 from tests.adapters.launches import Bench, eventually, ignore, python
@@ -463,34 +462,3 @@ async def test_a_hole_in_a_stream_does_not_join_what_is_not_adjacent() -> None:
     assert lines == ["beginning", "end"]
     assert output.tail.lines() == ()
     assert output.offsets == {"stdout": 5004, "stderr": 5003}
-
-
-async def test_an_agent_that_is_quiet_is_not_looked_at_again_and_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two hundred of them would keep a core busy; its shim tells when it has ended."""
-    go, looks = bench.worktree / "go", 0
-    script = (
-        f"import os, time\nprint('here', flush=True)\n"
-        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)"
-    )
-    lines: list[str] = []
-    agent, _ = await bench.launch(python(script))
-    plain = agent._look
-
-    async def look() -> Found:
-        nonlocal looks
-        looks += 1
-        return await plain()
-
-    monkeypatch.setattr(agent, "_look", look)
-    async with anyio.create_task_group() as group:
-        group.start_soon(agent.follow, lines.append)
-        await eventually(lambda: lines == ["here"])
-        await anyio.sleep(0.5)
-        while_it_lived = looks
-        go.touch()
-
-    assert while_it_lived == 1
-    assert agent.exit is not None
-    assert agent.exit.code == 0
