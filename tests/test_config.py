@@ -850,7 +850,7 @@ def test_everything_wrong_is_told_at_once(repository: Repository) -> None:
         "CHUMP_PICKER_BIAS_WINDOW",
         "FILE:1",
         "FILE:2",
-        "FILE:3",
+        "FILE:4",
         "FILE:6",
         "USER:2",
     ]

@@ -46,10 +46,10 @@ def zone(name: str) -> tzinfo | None:
 
     Blocks for as long as a small file takes to read.
     """
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415 - seldom needed
-
     if not name:
         return _MACHINES
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415 - seldom needed
+
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # of a name that is a path, or a folder

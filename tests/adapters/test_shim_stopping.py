@@ -283,7 +283,8 @@ def test_a_chain_of_forks_is_never_taken_for_gone() -> None:
 
 
 def test_the_end_of_the_host_is_recorded(shim: Shim) -> None:
-    shim.start(python("import time; time.sleep(60)"))
+    shim.start(python("import time; print('ready', flush=True); time.sleep(60)"))
+    eventually(lambda: is_ready(shim))
     os.kill(shim.pid, signal.SIGTERM)
     record = shim.exit()
 

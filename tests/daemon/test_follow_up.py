@@ -14,6 +14,7 @@ from chump_orchestrator.core.brakes import RetryPolicy
 from chump_orchestrator.core.complaints import Complaint, ComplaintKind
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.outcome import Checks, OutcomeKind, PullState
+from chump_orchestrator.core.pull import Review
 from chump_orchestrator.core.records import DispatchState, Record, Removal
 from chump_orchestrator.daemon.operations import Operator
 from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
@@ -54,7 +55,7 @@ def opened(scene: Scene, head: str, checks: Checks, *, wants_changes: bool = Fal
     scene.pulls.more["claude/a-1"] = {
         "head": head,
         "checks": checks,
-        "changes_requested": wants_changes,
+        "review": Review.CHANGES_REQUESTED if wants_changes else Review.NONE,
     }
 
 

@@ -121,10 +121,11 @@ def test_e1_other_tools_read_in_the_stream_what_becomes_of_a_dispatch(make: Make
         ("ALERT", "silent_subagent"),
         ("agent_exited", "agent_exited"),
         ("session_end", "dispatch_settled"),
+        ("dispatch_tidied", "dispatch_tidied"),
     ]
     assert len({one["session"] for one in of_the_dispatch}) == 1
     assert of_the_dispatch[0]["session"] == project.json("history")["dispatches"][0]["id"]
-    assert of_the_dispatch[-1]["reason"] == "exit code 7"
+    assert of_the_dispatch[-2]["reason"] == "exit code 7"
     assert [one["kind"] for one in lines if "gap" not in one] == [
         "backlog_loaded",
         "daemon_started",
