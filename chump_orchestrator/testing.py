@@ -102,10 +102,7 @@ class MemoryLedger:
             self._confirmed.discard(gap)
 
     async def late(self, since: datetime) -> tuple[Record, ...]:
-        known = self._records.values()
-        gone_on = {one.dispatch.resumed.dispatch for one in known if one.dispatch.resumed}
-        last = (one for one in known if one.dispatch.id not in gone_on)
-        found = [one for one in last if self._is_correctable(one)]
+        found = [one for one in self._records.values() if self._is_correctable(one)]
         ended = [one for one in found if one.ended_at is not None and one.ended_at >= since]
         return tuple(ended[-MOST:])
 
@@ -130,6 +127,7 @@ class MemoryLedger:
             self._outbox[dispatch_id] = _put_right(waiting, told)
         self._corrections[dispatch_id] = told
         self._accepted |= {each.dispatch.id for each in self._of(gap)}
+        self._unaccepted_usd |= {each.dispatch.id: 0.0 for each in self._of(gap)}
         if correction.ships:
             self._parked.pop(gap, None)
             self._shipped.setdefault(gap, correction.at.astimezone(UTC).date())
@@ -141,10 +139,16 @@ class MemoryLedger:
     async def correction_delivered(self, dispatch_id: str) -> None:
         self._corrections.pop(dispatch_id, None)
 
-    @staticmethod
-    def _is_correctable(record: Record) -> bool:
+    def _is_correctable(self, record: Record) -> bool:
         is_over = record.outcome is not None and record.outcome.kind in CORRECTABLE
-        return is_over and not record.state.is_active and record.corrected_at is None
+        is_gone_on_with = any(
+            one.dispatch.resumed is not None
+            and one.dispatch.resumed.dispatch == record.dispatch.id
+            and (one.state.is_active or one.launched_at is not None)
+            for one in self._records.values()
+        )
+        is_due = record.corrected_at is None and not is_gone_on_with
+        return is_over and not record.state.is_active and is_due
 
     async def tidied(self, dispatch_id: str) -> None:
         if dispatch_id in self._records:

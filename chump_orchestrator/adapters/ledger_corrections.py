@@ -15,13 +15,16 @@ from chump_orchestrator.core.records import Record
 from chump_orchestrator.core.reflection import Reflection
 
 _CORRECTABLE = """NOT active AND corrected_at IS NULL
-    AND outcome IN ('ci_failed', 'stalled', 'killed', 'cancelled')"""
+    AND outcome IN ('ci_failed', 'stalled', 'killed', 'cancelled') AND id NOT IN (
+        SELECT json_extract(resumed, '$.dispatch') FROM dispatches
+        WHERE resumed IS NOT NULL AND (active OR launched_at IS NOT NULL)
+    )"""
+"""One whose session another dispatch has gone on with is not: its request is that one's."""
 
 _LATE = f"""
 SELECT * FROM dispatches WHERE seq IN (
-    SELECT seq FROM dispatches WHERE {_CORRECTABLE} AND ended_at >= ? AND id NOT IN (
-        SELECT json_extract(resumed, '$.dispatch') FROM dispatches WHERE resumed IS NOT NULL
-    ) ORDER BY seq DESC LIMIT {MOST}
+    SELECT seq FROM dispatches WHERE {_CORRECTABLE} AND ended_at >= ?
+    ORDER BY seq DESC LIMIT {MOST}
 ) ORDER BY seq
 """  # noqa: S608 - constants
 
@@ -76,7 +79,8 @@ class LateRows(ABC):
                 (dispatch_id, REFLECTION.dumps(reflection)),
             )
             gap = row["gap"]
-            connection.execute("UPDATE dispatches SET accepted_since = 1 WHERE gap = ?", (gap,))
+            accepted = "UPDATE dispatches SET accepted_since = 1, unaccepted_usd = 0 WHERE gap = ?"
+            connection.execute(accepted, (gap,))
             if correction.ships:
                 connection.execute("DELETE FROM parked WHERE gap = ?", (gap,))
                 # What a later attempt has shipped keeps its day, and the backlog's word on it.

@@ -274,7 +274,9 @@ def _open_request(seen: Observation, deadlines: Deadlines) -> Verdict:
     failing = None
     if seen.checks_failed is not None and pull is not None and pull.checks is Checks.FAILING:
         failing = seen.checks_failed - deadlines.ci_grace
-    if failing is not None and failing >= timedelta(0) and _knows(seen, failing):
+    # What was pushed last, by the agent or for it, is another head: that has to be seen first.
+    since = seen.since_exit if failing is None else min(failing, seen.since_exit)
+    if failing is not None and failing >= timedelta(0) and _knows(seen, since):
         reason = _named(pull, f"has had failing checks for {_rounded(deadlines.ci_grace)}")
         if pull is not None and pull.failing:
             reason += f": {listed(pull.failing)}"

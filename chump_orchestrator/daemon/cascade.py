@@ -62,8 +62,11 @@ class Cascade:
     def heir(self, record: Record, outcome: Outcome, *, is_excused: bool) -> Route | None:
         """Return who takes over the gap of a dispatch that ended so; `None` when nobody does.
 
-        Whoever has opened a request was not kept from its work.
+        Whoever has opened a request was not kept from its work, and nobody takes over what was to
+        be gone on with: its gap is parked (behaviour X6).
         """
+        if record.dispatch.resumed is not None:
+            return None
         has_request = record.pull is not None and record.pull.state is not PullState.NONE
         if has_request or not cascade.hands_over(
             outcome.kind, outcome.cause, is_excused=is_excused

@@ -262,6 +262,7 @@ class Orchestrator:
         """Go on with a gap that counts as shipped after all, and with those that wait for it."""
         scheduler = self.scheduler
         scheduler.shipped_at = self.world.clock.now()
+        scheduler.admission.freed(gap)
         if gap in scheduler.last:
             scheduler.last[gap] = outcome
         self._outbox.ring()

@@ -94,6 +94,8 @@ class Reopening:
             except (Unavailable, Refused) as error:
                 return Postponed(str(error))
             try:
+                # From here on whoever tidies up knows what to give back.
+                await world.ledger.update(dispatch.id, replace(record, workspace=workspace))
                 is_ours = await world.worktrees.hand_over(workspace, resumed.dispatch, dispatch.id)
             except (Unavailable, Refused) as error:
                 reason = f"the worktree could not be taken over: {error}"

@@ -208,14 +208,21 @@ class Scheduler:
         gap, only = dispatch.gap, self._assignment.gaps
         if gap.id not in backlog.index.gaps or (only and gap.id not in only):
             return False
-        is_blown = self.brakes.fuse.blown_until is not None
-        return not is_blown and self.admission.wanted(gap, now, dispatch.route) is not None
+        if self.brakes.fuse.blown_until is not None or self.admission.spending.over(gap.id):
+            return False
+        return self.admission.wanted(gap, now, dispatch.route) is not None
 
     async def _start_requested(
         self, group: TaskGroup, backlog: Backlog, free: int, now: datetime, *, is_full: bool
     ) -> list[str]:
         """Dispatch what an operator has asked for by name, ahead of all else (behaviour X2)."""
-        wanted = await wishes(
+
+        def begin(wish: Wish) -> None:
+            if wish.reopening is None:
+                self.admission.freed(wish.gap.id)
+            self._start(group, wish.gap, wish.route, wish)
+
+        begun = await wishes(
             self.world,
             backlog,
             free,
@@ -223,12 +230,9 @@ class Scheduler:
             only=self._assignment.gaps,
             under_way=self.roster,
             routed=lambda gap, begun_at: self.admission.wanted(gap, now, begun_at),
+            begin=begin,
         )
-        for wish in wanted:
-            if wish.reopening is None:
-                self.admission.freed(wish.gap.id)
-            self._start(group, wish.gap, wish.route, wish)
-        return [wish.gap.id for wish in wanted]
+        return [wish.gap.id for wish in begun]
 
     def _start(self, group: TaskGroup, gap: Gap, where: Route, wish: Wish | None = None) -> None:
         is_trial = self.brakes.fuse.blown_until is not None

@@ -240,6 +240,8 @@ def _counted(
     if supervisor.is_running:
         at_work.append(AtWork(backend, effort, used.cost_usd, used.tokens))
         return ended
+    if supervisor.follow_up.is_granted:  # the session that goes on with it is about to begin
+        at_work.append(AtWork(backend, effort))
     # It waits for its request, and counts for the day on which its agent ended.
     at = supervisor.record.exited_at or now
     return ended.plus(used.cost_usd, used.tokens) if at >= began else ended

@@ -81,9 +81,8 @@ class Supervisor:
         self._exit_s = now_s - self._ago(record.exited_at) if record.exited_at else now_s
         self._pull = record.pull
         self._pull_s = now_s - self._ago(record.pull_since)
-        self._checks_s = (
-            now_s - self._ago(record.checks_failed_since) if record.checks_failed_since else None
-        )
+        failed = record.checks_failed_since
+        self._checks_s = now_s - self._ago(failed) if failed else None
         self._began_s = now_s
         self._seen_s: float | None = None
         self._quiet: list[float] = []
@@ -126,7 +125,7 @@ class Supervisor:
 
     @property
     def exit(self) -> Exit | None:
-        """How its agent ended, `None` while it runs."""
+        """How its agent ended."""
         return self._exit
 
     def request_stop(self, reason: StopReason, *, now: bool = False) -> None:
@@ -206,7 +205,7 @@ class Supervisor:
                 elif ended := await self._ship():
                     return ended
                 continue
-            if self._exit is not None and self._pull is not None and self.has_open_pull:
+            if self._has_looked and self._pull is not None and self.has_open_pull:
                 asked = (self.record, self._pull, self._store, self._on_change)
                 if went_over := await self.follow_up.attend(*asked):
                     return went_over
@@ -236,19 +235,22 @@ class Supervisor:
 
     @property
     def _is_given_up(self) -> bool:
-        """Whether an operator no longer waits for what comes of an agent that has ended.
+        """Whether nobody waits any more for what comes of an agent that has ended.
 
         The forge is asked once more before that is said, if it answers within `LAST_CHANCE`.
         """
         if self._exit is None or not self.given_up:
             return False
-        has_looked = self._seen_s is not None and self._seen_s >= self._exit_s
         waited_s = self._world.clock.monotonic() - max(self._exit_s, self._began_s)
-        return has_looked or waited_s >= LAST_CHANCE.total_seconds()
+        return self._has_looked or waited_s >= LAST_CHANCE.total_seconds()
+
+    @property
+    def _has_looked(self) -> bool:
+        """Whether its agent has ended, and the forge answered a question put since then."""
+        return self._exit is not None and self._seen_s is not None and self._seen_s >= self._exit_s
 
     def _observe(self) -> Observation:
-        now_s = self._world.clock.monotonic()
-        quiet = self._quiet
+        now_s, quiet = self._world.clock.monotonic(), self._quiet
         return Observation(
             active=self.active(),
             exit=self._exit,
@@ -366,11 +368,11 @@ class Supervisor:
         is_new = before is None or (before.state, before.number) != (pull.state, pull.number)
         record = with_sighting(self.record, before, pull, now, self.active())
         failed_since = record.checks_failed_since
-        if is_new:
-            self._pull_s = now_s
-        if failed_since != self.record.checks_failed_since:
+        has_turned = failed_since != self.record.checks_failed_since
+        self._pull_s = now_s if is_new else self._pull_s
+        if has_turned:
             self._checks_s = None if failed_since is None else now_s
-        if is_new or failed_since != self.record.checks_failed_since:
+        if is_new or has_turned:
             await self._store(replace(record, pull=pull))
         if is_new and (before is not None or pull.state is not PullState.NONE):
             log.info("pull.changed", state=pull.state, number=pull.number, checks=pull.checks)
@@ -387,9 +389,7 @@ class Supervisor:
 
     def _ago(self, at: datetime | None) -> float:
         """Seconds since an instant on record; not negative, as wall clocks may be put back."""
-        if at is None:
-            return 0.0
-        return max((self._world.clock.now() - at).total_seconds(), 0.0)
+        return 0.0 if at is None else max((self._world.clock.now() - at).total_seconds(), 0.0)
 
     def _tell(self, event: str, **fields: object) -> None:
         dispatch = self.record.dispatch

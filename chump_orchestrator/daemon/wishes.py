@@ -45,8 +45,11 @@ async def wishes(
     only: Collection[str],
     under_way: Container[str],
     routed: Routed,
+    begin: Callable[[Wish], None],
 ) -> tuple[Wish, ...]:
-    """Return what is to be dispatched of that, as far as there are `free` slots, oldest first.
+    """Return what was begun of that, as far as there were `free` slots, oldest first.
+
+    `begin` is called for each before the next is routed: budgets count what is at work.
 
     With `is_full` so many requests are open that nothing is begun that would open another one.
     `only` are the gaps that the run is for, empty for all. What cannot be done any more is
@@ -81,7 +84,9 @@ async def wishes(
         if reopening is None:
             await ledger.request_done(gap_id)
             await ledger.free(gap_id, now)
-        granted.append(Wish(gap, where, reopening))
+        wish = Wish(gap, where, reopening)
+        granted.append(wish)
+        begin(wish)
     return tuple(granted)
 
 

@@ -115,8 +115,13 @@ async def test_a_request_that_another_dispatch_has_taken_over_is_no_longer_asked
         assert len(await ledger.late(NOW)) == 1
         taken_over = Resumed("infra-1-a", "0f4dfc29", NOW, 412, "c" * 40, 1)
         await ledger.add(a_dispatch("infra-1-b", gap=a_gap("INFRA-1"), resumed=taken_over))
+        (while_it_works, corrected) = (await ledger.late(NOW), False)
+        if before := await ledger.records():
+            corrected = await ledger.correct("infra-1-a", put_right(before[0]))
+        await ledger.abort("infra-1-b", "nobody wanted it", NOW)
 
-        assert await ledger.late(NOW) == ()
+        assert (while_it_works, corrected) == ((), False)
+        assert [one.dispatch.id for one in await ledger.late(NOW)] == ["infra-1-a"]
 
 
 async def test_it_is_done_once_however_often_it_is_tried(opened: Open) -> None:

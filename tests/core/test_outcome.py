@@ -383,6 +383,16 @@ def test_a_closed_request_is_given_up_when_it_stays_so_from_one_look_to_another(
     assert judge(seen, HOUR) == verdict
 
 
+def test_failing_checks_of_before_the_agent_s_end_are_looked_at_once_more() -> None:
+    """Behaviour P5, P10: what was pushed last is another head, whose checks begin anew."""
+    stale = Observation(10 * M, CODE_0, 5 * S, FAILING, 20 * S, 8 * H, checks_failed=40 * M)
+    verdict = judge(stale, HOUR)
+
+    assert isinstance(verdict, Wait)
+    assert verdict.look
+    assert isinstance(judge(replace(stale, looked=ZERO), HOUR), Settle)
+
+
 def test_failing_checks_are_named_in_the_reason() -> None:
     """Behaviour P5."""
     many = tuple(f"shard {n}" for n in range(12))

@@ -68,6 +68,22 @@ def ends(scene: Scene, code: int = 0) -> None:
     scene.executor.agents["A-1"].ends(code)
 
 
+async def test_a_fix_that_was_pushed_just_before_the_end_needs_no_session() -> None:
+    """What was seen before the agent ended was of another head."""
+    scene, _ = a_failing_scene()
+
+    async with daemon(scene):
+        opened(scene, OLD, Checks.FAILING)
+        await anyio.sleep(120)
+        opened(scene, NEW, Checks.PENDING)
+        ends(scene)
+        await anyio.sleep(10)
+        (waiting,) = await rows(scene)
+
+    assert waiting.outcome is None
+    assert scene.executor.launched == ["A-1"]
+
+
 async def test_failed_checks_are_put_right_by_the_same_session_and_ship() -> None:
     scene, backend = a_failing_scene()
 
