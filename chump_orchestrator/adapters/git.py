@@ -1,7 +1,8 @@
 """git commands on one repository, and the lock around those that trip over one another.
 
-Every command runs without hooks, background maintenance, prompts and foreign `GIT_*` variables,
-so that neither the repository nor the terminal of whoever started us has a say in it.
+Every command runs without hooks, file system monitors, background maintenance, prompts and foreign
+`GIT_*` variables, so that neither the repository nor the terminal of whoever started us has a say
+in it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Git:
     OPTIONS = (
         "-c",
         "core.hooksPath=/dev/null",
+        "-c",
+        "core.fsmonitor=false",
         "-c",
         "gc.auto=0",
         "-c",

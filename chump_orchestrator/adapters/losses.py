@@ -29,13 +29,11 @@ SLOW = timedelta(minutes=5)
 
 QUIET = (
     "-c",
-    "core.fsmonitor=false",
-    "-c",
     "core.untrackedCache=false",
     "-c",
     "core.safecrlf=false",
 )
-"""A file system monitor would stay behind as a process in the worktree."""
+"""A look at a worktree neither writes to its index nor remarks on its line endings."""
 
 IN_PROGRESS = {
     "MERGE_HEAD": "a merge",
