@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -25,6 +26,8 @@ from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority, Rejection
 from tests.backlog_fixture import FAMOUS, backlog
+
+PATIENCE_S = 20.0
 
 FILE = "gaps.yaml"
 
@@ -681,23 +684,23 @@ async def test_loading_ends_soon_when_nobody_wants_it_any_more(tmp_path: Path) -
     assert len(loaded.gaps) == 3000
 
 
-async def test_the_loop_turns_while_a_backlog_is_loaded(tmp_path: Path) -> None:
+async def test_the_loop_turns_while_a_backlog_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reading waits for the loop here: on the loop itself it would wait in vain."""
     path = tmp_path / FILE
-    path.write_text(backlog(1000), "utf-8")
-    turns = 0
+    path.write_text(backlog(10), "utf-8")
+    has_begun, may_go_on = threading.Event(), threading.Event()
 
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            await anyio.sleep(0.001)
-            turns += 1
+    def pause() -> None:
+        has_begun.set()
+        assert may_go_on.wait(PATIENCE_S)
 
+    monkeypatch.setattr(backlogs, "_pause", pause)
     async with anyio.create_task_group() as group:
-        group.start_soon(count)
-        await YamlFile(path=path).load()
-        group.cancel_scope.cancel()
-
-    assert turns >= 3
+        group.start_soon(YamlFile(path=path).load)
+        assert await anyio.to_thread.run_sync(has_begun.wait, PATIENCE_S)
+        may_go_on.set()
 
 
 async def test_b1_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
