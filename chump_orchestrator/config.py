@@ -210,8 +210,8 @@ def _from_environment(layers: Layers, environ: Mapping[str, str]) -> Route | Non
             except ValueError as error:
                 layers.problems.append((origin, key, str(error)))
     if "cog_037" in environ.get("CHUMP_FLAGS", "").replace(",", " ").split():
-        layers.notices.append(
-            "CHUMP_FLAGS: cog_037 has no effect; this version does not learn routes"
+        layers.take(
+            ("routing", "learn"), value=True, origin=Origin(OriginKind.ENVIRONMENT, "CHUMP_FLAGS")
         )
     backend, model, provider = (environ.get(name, "").strip() for name in OVERRIDE)
     rules = (tables.BACKEND, tables.MODEL, tables.PROVIDER)
@@ -303,6 +303,10 @@ def _check_together(layers: Layers, settings: Settings, root: Path) -> None:
         if place not in PLACEHOLDERS:
             known = " ".join(PLACEHOLDERS)
             layers.notices.append(f"backend.custom.argv: {place} stays as it is; known: {known}")
+    if settings.routing.learn and not settings.journal.enabled:
+        layers.notices.append(
+            "routing.learn has nothing to learn from; write journal.enabled = true"
+        )
     layers.notices.extend(oddities(settings))
     if settings.fault_inject and not settings.faults.allowed:
         layers.notices.append(

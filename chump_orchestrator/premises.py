@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from chump_orchestrator.adapters.leases import FileLeases
     from chump_orchestrator.adapters.ledger import SqliteLedger
     from chump_orchestrator.config import Loaded, Settings
+    from chump_orchestrator.core.learning import Experience
     from chump_orchestrator.core.ports import BacklogSource, Ledger
 
 log = Logger()
@@ -305,4 +306,22 @@ async def routes(root: Path, loaded: Loaded) -> RoutePolicy:
         override=settings.override,
         table=table,
         classes=settings.routing.classes,
+        learns=settings.routing.learn,
     )
+
+
+async def experience(root: Path, loaded: Loaded) -> Experience | None:
+    """Return what earlier dispatches taught of candidates; `None` where nothing is learnt (G4).
+
+    `Unavailable` when the routing outcomes cannot be read now.
+    """
+    return await outcomes(root, loaded) if loaded.settings.routing.learn else None
+
+
+async def outcomes(root: Path, loaded: Loaded) -> Experience:
+    """Return what routing outcomes tell of candidates, whether or not that is acted upon."""
+    from chump_orchestrator.adapters.host import HostClock  # noqa: PLC0415 - seldom used
+    from chump_orchestrator.adapters.journal_outcomes import read  # noqa: PLC0415 - seldom used
+
+    settings = loaded.settings
+    return await read(root / settings.journal.routing, HostClock().now().date())

@@ -17,6 +17,7 @@ from chump_orchestrator.core.corrections import CORRECTABLE, MOST, Correction
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Effort, Gap, domain_of, on_one_line
+from chump_orchestrator.core.learning import Experience, Outcomes, experience
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullRequest
 from chump_orchestrator.core.records import (
     DispatchState,
@@ -299,43 +300,47 @@ class MemoryJournal:
     """
 
     def __init__(self) -> None:
-        self._reflections: dict[str, Reflection] = {}
+        self.kept: dict[str, Reflection] = {}
         self.trouble = ""
 
     @property
     def reflections(self) -> tuple[Reflection, ...]:
         """What was recorded, oldest first."""
-        return tuple(self._reflections.values())
+        return tuple(self.kept.values())
+
+    def _answer(self) -> None:
+        if self.trouble:
+            raise Unavailable(self.trouble)
 
     async def record(self, reflection: Reflection) -> None:
-        if self.trouble:
-            raise Unavailable(self.trouble)
-        self._reflections.setdefault(reflection.dispatch, reflection)
+        self._answer()
+        self.kept.setdefault(reflection.dispatch, reflection)
 
     async def correct(self, reflection: Reflection) -> None:
-        if self.trouble:
-            raise Unavailable(self.trouble)
-        if known := self._reflections.get(reflection.dispatch):
-            self._reflections[reflection.dispatch] = _put_right(known, reflection)
+        self._answer()
+        if known := self.kept.get(reflection.dispatch):
+            self.kept[reflection.dispatch] = _put_right(known, reflection)
 
     async def remembered(self, dispatch_ids: Sequence[str]) -> Mapping[str, Remembered]:
         """Return how dispatches ended, of those that were recorded."""
-        if self.trouble:
-            raise Unavailable(self.trouble)
-        kept = (self._reflections[one] for one in dispatch_ids if one in self._reflections)
+        self._answer()
+        asked = (self.kept[one] for one in dispatch_ids if one in self.kept)
         return {
             one.dispatch: Remembered(
                 Outcome(one.outcome, "as its reflection tells", one.cause),
                 timedelta(seconds=one.duration_s),
                 one.pull_number,
             )
-            for one in kept
+            for one in asked
         }
+
+    async def experience(self, today: date) -> Experience:
+        self._answer()
+        return experience(map(Outcomes.told_by, self.reflections), today)
 
     async def lessons(self, gap: Gap, limit: int = 5) -> tuple[str, ...]:
         """Return at most `limit` sentences on failures that bear on `gap` (behaviour R7)."""
-        if self.trouble:
-            raise Unavailable(self.trouble)
+        self._answer()
         failures = [r for r in self.reflections[::-1] if r.outcome.outcome_class == "failure"]
         own = [r for r in failures if r.gap == gap.id]
         others = [r for r in failures if r.gap != gap.id]

@@ -117,6 +117,7 @@ tokens_per_day = 0
 
 [routing]
 table = "docs/dispatch/routing.yaml"
+learn = false
 
 [worktrees]
 base = ".claude/worktrees"
@@ -708,18 +709,21 @@ def test_a_provider_that_nobody_ships_to_is_fine_while_agents_ship(
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "key", "what"),
-    [
-        ("[routing]\nlearn = true", "2: routing.learn", "learning routes from outcomes"),
-    ],
-)
-def test_a_key_of_a_feature_yet_to_come_is_never_ignored(
-    repository: Repository, text: str, key: str, what: str
-) -> None:
-    expected = [f"FILE:{key}: {what}: not in this version; remove it"]
+def test_a_flag_of_other_tools_turns_learning_on(repository: Repository) -> None:
+    """Behaviour G4."""
+    loaded = repository.load("", variables={"CHUMP_FLAGS": "other, cog_037"})
 
-    assert repository.complaints(text) == expected
+    assert loaded.settings.routing.learn
+    assert str(loaded.origins["routing.learn"]) == "CHUMP_FLAGS"
+    assert not repository.load("", variables={"CHUMP_FLAGS": "other"}).settings.routing.learn
+
+
+def test_learning_from_a_journal_that_nobody_writes_is_noticed(repository: Repository) -> None:
+    loaded = repository.load("[routing]\nlearn = true\n[journal]\nenabled = false")
+
+    assert loaded.notices == (
+        "routing.learn has nothing to learn from; write journal.enabled = true",
+    )
 
 
 @pytest.mark.parametrize(
@@ -866,11 +870,9 @@ def test_odd_settings_are_noticed(repository: Repository) -> None:
     loaded = repository.load(
         "[deadlines]\ngrace = '30m'\nm = '2h'\nunknown = '2h'\n"
         "[backend.custom]\nargv = ['agent', '{gap}', '{branhc}']",
-        variables={"CHUMP_FLAGS": "other, cog_037"},
     )
 
     assert loaded.notices == (
-        "CHUMP_FLAGS: cog_037 has no effect; this version does not learn routes",
         'deadlines.grace is "30m", as long as the whole deadline of effort xs, "20m"',
         'deadlines.grace is "30m", as long as the whole deadline of effort s, "20m"',
         "backend.custom.argv: {branhc} stays as it is; known: {gap} {prompt_file} {worktree}"

@@ -10,12 +10,14 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import anyio.to_thread
 
+from chump_orchestrator.adapters import journal_outcomes
 from chump_orchestrator.adapters.journal_corrections import rewrite_reflection, rewrite_score
 from chump_orchestrator.adapters.journal_reading import (
     REFLECTIONS,
@@ -35,6 +37,7 @@ from chump_orchestrator.adapters.sqlite import (
     use_wal,
 )
 from chump_orchestrator.core.gap import Gap
+from chump_orchestrator.core.learning import Experience
 from chump_orchestrator.core.records import Remembered
 from chump_orchestrator.core.reflection import (
     Reflection,
@@ -83,6 +86,7 @@ _STATE: Mapping[str, Columns] = {
         "pr_number": "INTEGER",
         "duration_s": "INTEGER",
         "cost_usd": "REAL",
+        "propensity": "REAL",
     },
 }
 """The tables of behaviour R1 and R5, with the types of their columns."""
@@ -224,6 +228,13 @@ class SqliteJournal:
             )
         except (sqlite3.Error, OSError) as error:
             raise translate(error, path) from error
+
+    async def experience(self, today: date) -> Experience:
+        """Return what routing outcomes of the last year teach of candidates, as of `today`.
+
+        `Unavailable` when the database cannot be read now. Safe to cancel.
+        """
+        return await journal_outcomes.read(self._state.path, today, self._busy_s)
 
     async def close(self) -> None:
         """Finish what was asked for and close both files; safe to call twice."""

@@ -50,11 +50,12 @@ def rewrite_score(connection: sqlite3.Connection, reflection: Reflection) -> Non
     """
     row = routing_row(reflection)
     connection.execute(
-        "UPDATE routing_outcomes SET outcome = ?, pr_number = ? WHERE recorded_at = ?"
+        "UPDATE routing_outcomes SET outcome = ?, pr_number = ?, cause = ? WHERE recorded_at = ?"
         " AND gap_id = ? AND backend = ? AND CAST(duration_s AS INTEGER) = ?",
         (
             row.outcome,
             row.pr_number,
+            row.cause,
             row.recorded_at,
             row.gap_id,
             storable(row.backend),

@@ -136,7 +136,7 @@ GAP = Codec(
     order=_PLAIN,
     place=PLACE.form(),
 )
-ROUTE = Codec(Route, backend=_PLAIN, model=_PLAIN, provider_pfx=_PLAIN, why=_PLAIN)
+ROUTE = Codec(Route, backend=_PLAIN, model=_PLAIN, provider_pfx=_PLAIN, why=_PLAIN, odds=_PLAIN)
 DEADLINES = Codec(
     Deadlines,
     soft=_DURATION,
@@ -205,6 +205,7 @@ REFLECTION = Codec(
     tail=_TEXTS,
     cost_usd=_PLAIN,
     ended_at=_INSTANT,
+    odds=_PLAIN,
 )
 USAGE = Codec(Usage, cost_usd=_PLAIN, tokens=_PLAIN, turns=_PLAIN)
 REPORT = Codec(

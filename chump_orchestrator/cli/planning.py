@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio.to_thread
@@ -13,11 +13,12 @@ from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.cli.refs import taken_names
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.backlog import Backlog
-from chump_orchestrator.core.cascade import Round, in_turn, key_of, rounds
+from chump_orchestrator.core.cascade import Round, attempts, in_turn, rounds
 from chump_orchestrator.core.dispatch import Names, names
 from chump_orchestrator.core.gap import Gap, on_one_line
+from chump_orchestrator.core.learning import Experience, ranked
 from chump_orchestrator.core.picker import Choice, PickPolicy, choose
-from chump_orchestrator.core.routing import Route, RoutePolicy, route
+from chump_orchestrator.core.routing import Route, RoutePolicy, key_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class Picked:
 class Plan:
     """What would be dispatched into `slots` free slots; `notes` say what would still hold it up.
 
-    `walks` are the candidates of gaps that have handed them over (behaviour G5).
+    `walks` are the candidates of gaps that have handed them over (behaviour G5), `attempts` how
+    many each gap has had; `experience` is what was learnt, `None` where nothing is (behaviour G4).
     """
 
     backlog: Backlog
@@ -46,6 +48,12 @@ class Plan:
     notes: tuple[str, ...]
     routes: RoutePolicy
     walks: Mapping[str, Round]
+    attempts: Mapping[str, int]
+    experience: Experience | None
+
+    def route(self, gap: Gap) -> tuple[Route, ...]:
+        """Return the candidates of a gap, as the daemon has them."""
+        return ranked(gap, self.routes, self.experience, self.attempts.get(gap.id, 0))
 
     def candidates(self, gap: Gap) -> list[Mapping[str, object]]:
         """Return the candidates of a gap, and what became of each, as `why --json` tells it."""
@@ -56,10 +64,11 @@ class Plan:
                 "model": one.model or None,
                 "provider_pfx": one.provider_pfx or None,
                 "why": one.why,
+                "odds": one.odds,
                 "handed_over": (setback := known.get(key_of(one))) and str(setback.cause),
                 "handed_over_at": setback and setback.at and f"{setback.at:%Y-%m-%dT%H:%M:%SZ}",
             }
-            for one in route(gap, self.routes)
+            for one in self.route(gap)
         ]
 
     def document(self) -> Mapping[str, object]:
@@ -115,14 +124,14 @@ async def plan(root: Path, loaded: Loaded) -> Plan:
         active = await ledger.records(active=True)
         pause = await ledger.pause()
         budget = await premises.todays_budget(loaded, ledger, HostClock().now())
-        walks = rounds(await ledger.chronicle())
+        chronicle = await ledger.chronicle()
     routes = await premises.routes(root, loaded)
+    experience = await premises.experience(root, loaded)
     slots = max(settings.max_parallel - sum(1 for one in active if one.holds_slot), 0)
     policy = premises.pick_policy(settings)
     choice = choose(standing, slots, policy)
     base = root / settings.worktrees.base
     taken = await anyio.to_thread.run_sync(taken_names, root, base, settings.worktrees.prefix)
-    picked = [_picked(gap, standing, loaded, routes, walks, taken, base) for gap in choice.picked]
     notes = []
     if pause is not None:
         reason = on_one_line(pause.reason) or "no reason given"
@@ -134,20 +143,25 @@ async def plan(root: Path, loaded: Loaded) -> Plan:
         notes.append(f"{opened} pull requests are open, and max_open_pulls is reached")
     if budget["reached"]:
         notes.append(str(budget["held"]))
-    return Plan(standing, policy, choice, tuple(picked), slots, tuple(notes), routes, walks)
+    planned = Plan(
+        backlog=standing,
+        policy=policy,
+        choice=choice,
+        picked=(),
+        slots=slots,
+        notes=tuple(notes),
+        routes=routes,
+        walks=rounds(chronicle),
+        attempts=attempts(chronicle),
+        experience=experience,
+    )
+    picked = [_picked(gap, planned, loaded, taken, base) for gap in choice.picked]
+    return replace(planned, picked=tuple(picked))
 
 
-def _picked(
-    gap: Gap,
-    backlog: Backlog,
-    loaded: Loaded,
-    routes: RoutePolicy,
-    walks: Mapping[str, Round],
-    taken: set[str],
-    base: Path,
-) -> Picked:
-    others = {other.slug for other in backlog.gaps if other.id != gap.id}
+def _picked(gap: Gap, planned: Plan, loaded: Loaded, taken: set[str], base: Path) -> Picked:
+    others = {other.slug for other in planned.backlog.gaps if other.id != gap.id}
     found = names(gap, taken | others, prefix=loaded.settings.worktrees.prefix)
-    chosen = in_turn(route(gap, routes), walks.get(gap.id, {}))[0]
+    chosen = in_turn(planned.route(gap), planned.walks.get(gap.id, {}))[0]
     model = chosen.model or loaded.settings.backend.of(chosen.backend).model
     return Picked(gap, found, base / found.folder, chosen, model)

@@ -25,6 +25,7 @@ COMMANDS = {
     "status": ("status", "Show what runs now."),
     "logs": ("logs", "Print what the newest agent of GAP wrote."),
     "history": ("read", "List the dispatches that have ended, newest first."),
+    "routes": ("routes", "Show where gaps go, and how it went."),
     "report": ("report", "Tell what a night came to: shipped, failed, waiting for you, spent."),
     "stop": ("act", "Stop the agent of GAP."),
     "retry": ("act", "Dispatch GAP now, also one that is parked or was shipped."),

@@ -6,23 +6,19 @@ hands the gap over to the next of its route. Once all of them have, it is the fi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.learning import SAYS_NOTHING
 from chump_orchestrator.core.outcome import OutcomeKind
-from chump_orchestrator.core.routing import Route
+from chump_orchestrator.core.routing import Candidate, Route, key_of
 
 HANDING_OVER = frozenset({Cause.USAGE_LIMIT, Cause.RATE_LIMITED, Cause.AUTH})
 """Causes that lie with whom a gap was given to, and not with the gap."""
-
-_SAYS_NOTHING = frozenset({OutcomeKind.CANCELLED, OutcomeKind.RACE_ABANDONED, OutcomeKind.LOST})
-"""Ends that tell nothing of a candidate: what was known before still holds."""
-
-Key = tuple[str, str, str]
-"""A candidate: backend, model, and prefix of its provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +29,8 @@ class Setback:
     at: datetime | None = None
 
 
-Round = Mapping[Key, Setback]
+Round = Mapping[Candidate, Setback]
 """The candidates of a gap that have handed it over since the walk began."""
-
-
-def key_of(candidate: Route) -> Key:
-    """Return what tells a candidate from the others of its route."""
-    return candidate.backend, candidate.model, candidate.provider_pfx
 
 
 def account_of(candidate: Route) -> tuple[str, str]:
@@ -60,7 +51,7 @@ def hands_over(kind: OutcomeKind | None, cause: Cause | None, *, is_excused: boo
 
 def after(known: Round, attempt: Attempt) -> Round:
     """Return the round of a gap as an attempt at it leaves it."""
-    if attempt.kind is None or attempt.kind in _SAYS_NOTHING:
+    if attempt.kind is None or attempt.kind in SAYS_NOTHING:
         return known
     if not hands_over(attempt.kind, attempt.cause, is_excused=attempt.is_excused):
         is_silent = attempt.kind is OutcomeKind.SPAWN_FAILED
@@ -83,6 +74,11 @@ def rounds(attempts: Iterable[Attempt]) -> dict[str, Round]:
         else:
             found.pop(attempt.gap, None)
     return found
+
+
+def attempts(ended: Iterable[Attempt]) -> dict[str, int]:
+    """Return how many attempts at each gap have ended, whichever way."""
+    return dict(Counter(one.gap for one in ended if one.kind is not None))
 
 
 def remaining(candidates: Sequence[Route], known: Round) -> tuple[Route, ...]:

@@ -147,6 +147,7 @@ def correction(
         tail=(),
         cost_usd=record.cost_usd,
         ended_at=record.ended_at or at,
+        odds=dispatch.route.odds,
     )
     return Correction(outcome, at, pull, reflection, ships)
 

@@ -15,6 +15,7 @@ from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.corrections import CorrectedJournal, CorrectedLedger
 from chump_orchestrator.core.dispatch import Command, Dispatch, Names, Workspace
 from chump_orchestrator.core.gap import Gap
+from chump_orchestrator.core.learning import Experience
 from chump_orchestrator.core.outcome import Exit, PullRequest, StopReason
 from chump_orchestrator.core.records import (
     Denied,
@@ -387,4 +388,8 @@ class Journal(CorrectedJournal, Protocol):
 
     async def remembered(self, dispatch_ids: Sequence[str]) -> Mapping[str, Remembered]:
         """Return how dispatches ended, of those it has reflections of; or `Unavailable`."""
+        ...
+
+    async def experience(self, today: date) -> Experience:
+        """Return what the rows of the last year teach of candidates; or `Unavailable`."""
         ...

@@ -26,7 +26,8 @@ class Reflection:
     """The row that is learnt from: one for each dispatch that has an outcome.
 
     `siblings` are the other agents in flight when it ended. `tail` holds the telling lines of
-    standard error. `cost_usd` is `None` where the agent did not report one.
+    standard error. `cost_usd` is `None` where the agent did not report one. `odds` is how likely a
+    draw was to put this candidate first, `None` where none was made (behaviour G4).
     """
 
     dispatch: str
@@ -45,6 +46,7 @@ class Reflection:
     tail: tuple[str, ...]
     cost_usd: float | None
     ended_at: datetime
+    odds: float | None = None
 
     @property
     def duration_s(self) -> int:
@@ -97,6 +99,8 @@ class RoutingRow:
     pr_number: int | None
     duration_s: int
     cost_usd: float | None
+    cause: str | None = None
+    propensity: float | None = None
 
 
 def notes(reflection: Reflection) -> str:
@@ -156,6 +160,8 @@ def routing_row(reflection: Reflection) -> RoutingRow:
         pr_number=reflection.pull_number,
         duration_s=reflection.duration_s,
         cost_usd=reflection.cost_usd,
+        cause=reflection.cause,
+        propensity=reflection.odds,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which backend and model a gap goes to, and why (behaviour G1 to G3)."""
+"""Which backend and model a gap goes to, and why (behaviour G1 to G4)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,29 @@ BUILT_IN_CLASSES = {"EVAL-": "research", "RESEARCH-": "research", "COG-": "cogni
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Who does a gap: backend and, where given, model and provider prefix; empty is its default."""
+    """Who does a gap: backend and, where given, model and provider prefix; empty is its default.
+
+    `odds` is how likely a draw was to put it first, 0 to 1; `None` where nothing was drawn.
+    """
 
     backend: str
     model: str = ""
     provider_pfx: str = ""
     why: str = ""
+    odds: float | None = None
+
+    def because(self, reason: str) -> Route:
+        """Return the candidate with one more reason, before its own."""
+        return replace(self, why=f"{reason}; {self.why}" if self.why else reason)
+
+
+Candidate = tuple[str, str, str]
+"""What tells a candidate from others: backend, model, prefix of its provider."""
+
+
+def key_of(candidate: Route) -> Candidate:
+    """Return what tells a candidate from the others of its route."""
+    return candidate.backend, candidate.model, candidate.provider_pfx
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +68,16 @@ class RoutingTable:
 
 @dataclass(frozen=True, slots=True)
 class RoutePolicy:
-    """Where gaps go: the operator's override, the table, or the default backend, in this order."""
+    """Where gaps go: the operator's override, the table, or the default backend, in this order.
+
+    `learns` says whether the candidates of the table are ranked by what was learnt of them.
+    """
 
     default: Route
     override: Route | None = None
     table: RoutingTable = field(default_factory=RoutingTable)
     classes: Mapping[str, str] = field(default_factory=dict)
+    learns: bool = False
 
 
 def task_class(gap_id: str, classes: Mapping[str, str] | None = None) -> str:
@@ -74,22 +95,18 @@ def task_class(gap_id: str, classes: Mapping[str, str] | None = None) -> str:
 def route(gap: Gap, policy: RoutePolicy) -> tuple[Route, ...]:
     """Return the candidates for `gap`, best first, never none, each with its reason."""
     if policy.override is not None:
-        return (_because(policy.override, "the operator's override"),)
+        return (policy.override.because("the operator's override"),)
     kind_of_task = task_class(gap.id, policy.classes)
     for number, rule in enumerate(policy.table.rules, 1):
         if rule.matches(gap, kind_of_task):
             label = f"route {number}" + (f": {rule.why}" if rule.why else "")
-            return tuple(_because(candidate, label) for candidate in rule.candidates)
+            return tuple(candidate.because(label) for candidate in rule.candidates)
     if policy.table.default_candidates:
         return tuple(
-            _because(candidate, "default of the routing table")
+            candidate.because("default of the routing table")
             for candidate in policy.table.default_candidates
         )
-    return (_because(policy.default, "the default backend"),)
-
-
-def _because(candidate: Route, label: str) -> Route:
-    return replace(candidate, why=f"{label}; {candidate.why}" if candidate.why else label)
+    return (policy.default.because("the default backend"),)
 
 
 def read_table(document: object, backends: Collection[str], file: str) -> RoutingTable:

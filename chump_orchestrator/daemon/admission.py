@@ -12,6 +12,7 @@ from chump_orchestrator.core.brakes import ROW_OF_FAILURES
 from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.daemon.cascade import Cascade
+from chump_orchestrator.daemon.learning import learn
 from chump_orchestrator.daemon.spending import Spending
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Admission:
         """Take over what the ledger has of earlier attempts; `Unavailable` when it cannot be."""
         attempts = await self._world.ledger.chronicle()
         self.cascade.load(attempts)
+        await learn(self._world)
         await self.spending.load(attempts)
 
     def freed(self, gap: str) -> None:

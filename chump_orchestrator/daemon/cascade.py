@@ -11,11 +11,12 @@ import structlog
 
 from chump_orchestrator.core import cascade
 from chump_orchestrator.core.attempts import Attempt
-from chump_orchestrator.core.cascade import Round, key_of, named
+from chump_orchestrator.core.cascade import Round, named
 from chump_orchestrator.core.gap import Gap
+from chump_orchestrator.core.learning import ranked
 from chump_orchestrator.core.outcome import Outcome, PullState
 from chump_orchestrator.core.records import Record
-from chump_orchestrator.core.routing import Route, route
+from chump_orchestrator.core.routing import Route, key_of
 
 if TYPE_CHECKING:
     from chump_orchestrator.daemon.parking import ParkedBackends
@@ -42,10 +43,12 @@ class Cascade:
         self._world = world
         self._backends = backends
         self._rounds: dict[str, Round] = {}
+        self._attempts: dict[str, int] = {}
 
     def load(self, attempts: Iterable[Attempt]) -> None:
         """Take over how the attempts of earlier daemons ended."""
-        self._rounds = cascade.rounds(attempts)
+        known = tuple(attempts)
+        self._rounds, self._attempts = cascade.rounds(known), cascade.attempts(known)
 
     def candidates(self, gap: Gap) -> tuple[Route, ...]:
         """Return the candidates of a gap in the order in which they are asked now."""
@@ -79,6 +82,7 @@ class Cascade:
         """Take note of an attempt that has ended, and tell who follows it."""
         known = cascade.after(self._round(attempt.gap), attempt)
         self._rounds[attempt.gap] = known
+        self._attempts[attempt.gap] = self._attempts.get(attempt.gap, 0) + 1
         if not known:
             del self._rounds[attempt.gap]
         if heir is None:
@@ -118,7 +122,8 @@ class Cascade:
         return tuple(told)
 
     def _route(self, gap: Gap) -> tuple[Route, ...]:
-        return route(gap, self._world.policies.routes)
+        world, attempts = self._world, self._attempts.get(gap.id, 0)
+        return ranked(gap, world.policies.routes, world.experience, attempts)
 
     def _round(self, gap: str) -> Round:
         return self._rounds.get(gap, {})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chump_orchestrator.core.errors import Refused, Unavailable
+from chump_orchestrator.daemon.learning import learn
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Journal
@@ -67,11 +68,15 @@ async def _correct_one(world: World, journal: Journal, reflection: Reflection) -
 
 
 async def run(world: World, outbox: Bell) -> None:
-    """Deliver whenever the bell rings, and again after a while what did not go; until cancelled."""
+    """Deliver whenever the bell rings, and again after a while what did not go; until cancelled.
+
+    What was delivered is learnt from.
+    """
     wait = FIRST_WAIT
     while True:
         if await deliver(world):
             wait = FIRST_WAIT
+            await learn(world)
             await outbox.wait()
         else:
             await outbox.wait(wait)

@@ -276,6 +276,7 @@ async def _settlement(
         tail=_storable(world, agent.tail()) if agent else (),
         cost_usd=report.usage.cost_usd,
         ended_at=ended_at,
+        odds=dispatch.route.odds,
     )
     return Settlement(
         outcome=outcome,

@@ -22,6 +22,7 @@ from chump_orchestrator.core.routing import RoutePolicy
 if TYPE_CHECKING:
     from chump_orchestrator.core.dispatch import Workspace
     from chump_orchestrator.core.gap import Gap
+    from chump_orchestrator.core.learning import Experience
     from chump_orchestrator.core.machine import ServiceManager
     from chump_orchestrator.core.ports import (
         Backend,
@@ -106,6 +107,8 @@ class World:
     """Who ships what agents have committed; `None` where nobody can be asked to."""
     ships: bool = False
     """Whether agents that are started now have the daemon ship for them (behaviour P9)."""
+    experience: Experience | None = None
+    """What earlier dispatches taught of candidates; `None` where nothing is learnt (G4)."""
 
     def tell(self, event: str, **fields: object) -> None:
         """Pass an event on to whoever listens, such as a terminal; logging is the caller's.

@@ -251,9 +251,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The routing table's file, and task classes by beginning of id (behaviour G1, G2)."""
+    """The routing table's file, task classes by beginning of id, and learning (G1, G2, G4)."""
 
     table: str = key("docs/dispatch/routing.yaml", rules.place("a file"))
+    learn: bool = key(default=False, rule=SWITCH)
     classes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 

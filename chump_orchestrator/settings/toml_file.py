@@ -18,11 +18,6 @@ from chump_orchestrator.settings.schema import RULES, TABLES, options_of, rule_o
 LARGEST_FILE = 2**20
 """Bytes; what is larger was not written by a person."""
 
-NOT_IN_THIS_VERSION: Mapping[Key, str] = {
-    ("routing", "learn"): "learning routes from outcomes",
-}
-"""Features with keys of their own that other versions may have (behaviour C4)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -163,10 +158,7 @@ def _walk(
 ) -> None:
     for name, value in table.items():
         key = (*above, name)
-        if key in NOT_IN_THIS_VERSION:
-            text = f"{NOT_IN_THIS_VERSION[key]}: not in this version; remove it"
-            problems.append(Problem(key, text))
-        elif _is_table(key):
+        if _is_table(key):
             if isinstance(value, dict):
                 _walk(key, value, values, problems)
             else:

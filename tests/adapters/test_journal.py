@@ -139,6 +139,8 @@ async def test_a_reflection_becomes_three_rows_in_two_files(files: Files) -> Non
             None,
             2400,
             None,
+            "deadline",
+            None,
         )
     ]
     moment = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
@@ -187,6 +189,8 @@ async def test_the_tables_have_the_columns_that_others_read(files: Files) -> Non
         "pr_number",
         "duration_s",
         "cost_usd",
+        "cause",
+        "propensity",
     ]
 
 

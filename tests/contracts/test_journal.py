@@ -13,6 +13,7 @@ import pytest
 from chump_orchestrator.adapters.journal import SqliteJournal
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.gap import Effort, Gap, Priority
+from chump_orchestrator.core.learning import Belief, Experience
 from chump_orchestrator.core.outcome import OutcomeKind
 from chump_orchestrator.core.ports import Journal
 from chump_orchestrator.core.reflection import Reflection
@@ -156,3 +157,16 @@ async def test_a_reflection_that_comes_twice_is_recorded_once(opened: Open) -> N
         assert await journal.lessons(a_gap("INFRA-1")) == (
             "INFRA-12 ended killed (deadline) after 2400 s",
         )
+
+
+async def test_what_was_recorded_is_what_is_learnt(opened: Open) -> None:
+    """Behaviour G4."""
+    async with opened() as journal:
+        assert await journal.experience(NOW.date()) == Experience()
+        await journal.record(a_failure("INFRA-12"))
+        await journal.record(a_failure("INFRA-13", outcome=OutcomeKind.SHIPPED, cost_usd=0.5))
+        await journal.record(a_failure("INFRA-14", cause=Cause.USAGE_LIMIT))
+
+        learnt = await journal.experience(NOW.date())
+
+    assert learnt.beliefs == {("", "s"): {("claude", "", ""): Belief(1.0, 1.0, 0.5)}}

@@ -15,7 +15,6 @@ from chump_orchestrator.core.cascade import (
     after,
     hands_over,
     in_turn,
-    key_of,
     named,
     next_after,
     remaining,
@@ -24,7 +23,7 @@ from chump_orchestrator.core.cascade import (
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.gap import Effort
 from chump_orchestrator.core.outcome import OutcomeKind
-from chump_orchestrator.core.routing import Route
+from chump_orchestrator.core.routing import Route, key_of
 from tests.builders import NOW
 
 ONE, TWO, THREE = Route("claude", "opus"), Route("claude", "sonnet"), Route("local", "", "GROQ")

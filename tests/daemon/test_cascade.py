@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -14,12 +15,12 @@ from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.gap import Gap
-from chump_orchestrator.core.outcome import PullState
+from chump_orchestrator.core.outcome import OutcomeKind, PullState
 from chump_orchestrator.core.routing import Route, RoutePolicy, RoutingTable
 from chump_orchestrator.daemon.operations import Operator
 from chump_orchestrator.daemon.orchestrator import Manner, Orchestrator
 from chump_orchestrator.daemon.roster import Assignment
-from tests.builders import a_backlog, a_gap
+from tests.builders import a_backlog, a_gap, a_reflection
 from tests.daemon.twins import Scene, ScriptedAgent, a_scene
 
 pytestmark = pytest.mark.looptime
@@ -397,3 +398,79 @@ async def test_an_account_does_not_rest_again_when_its_dispatch_is_settled_at_la
 
     assert len(told(scene, "backend.parked")) == 1
     assert scene.executor.launched == ["A-1", "A-2"]
+
+
+def learnt(scene: Scene, backend: str, outcome: OutcomeKind, count: int = 40) -> None:
+    """Have the journal hold so many dispatches of small gaps by one backend that ended so."""
+    for number in range(count):
+        told = a_reflection(f"{backend}-{number}", backend=backend, outcome=outcome)
+        scene.journal.kept[told.dispatch] = told
+
+
+async def test_who_ships_more_often_is_asked_first_and_the_odds_are_on_record() -> None:
+    """Behaviour G4."""
+    scene = a_scene(a_backlog(a_gap("A-1")), routes=replace(routed(ONE, TWO), learns=True))
+    learnt(scene, "claude", OutcomeKind.KILLED)
+    learnt(scene, "codex", OutcomeKind.SHIPPED)
+
+    async with daemon(scene) as running:
+        standings = running.scheduler.admission.cascade.standings(
+            a_gap("A-1"), scene.world.clock.now()
+        )
+        (record,) = await scene.ledger.records(active=True)
+        scene.merge("A-1")
+        scene.executor.agents["A-1"].ends(0)
+        await anyio.sleep(60)
+
+    assert record.dispatch.route.backend == "codex"
+    assert record.dispatch.route.odds == pytest.approx(1.0, abs=0.001)
+    assert [str(one) for one in standings] == ["codex: its turn", "claude: later"]
+    assert scene.journal.reflections[-1].odds == record.dispatch.route.odds
+
+
+async def test_what_has_just_ended_is_learnt_from_for_the_next_gap() -> None:
+    gaps = [a_gap(f"A-{number}") for number in range(1, 30)]
+    scene = a_scene(a_backlog(*gaps), routes=replace(routed(ONE, TWO), learns=True), max_parallel=1)
+
+    def launch(dispatch: Dispatch, agent: ScriptedAgent) -> None:
+        if dispatch.route.backend == "codex":
+            scene.merge(dispatch.gap.id)
+            agent.ends(0)
+        else:
+            agent.ends(1)
+
+    scene.executor.on_launch = launch
+
+    async with daemon(scene):
+        await anyio.sleep(4 * 3600)
+
+    asked = [one.backend for one in scene.journal.reflections]
+    assert asked[-10:].count("codex") > asked[:10].count("codex")
+    assert scene.world.experience is not None
+    assert scene.world.experience.of(("", "s"), ("codex", "", "")).shipped > 15
+
+
+async def test_without_learning_the_table_decides() -> None:
+    scene = a_routed_scene()
+    learnt(scene, "claude", OutcomeKind.KILLED)
+    learnt(scene, "codex", OutcomeKind.SHIPPED)
+
+    async with daemon(scene):
+        pass
+
+    assert await tried(scene) == ["claude"]
+    assert scene.world.experience is None
+
+
+async def test_a_journal_that_does_not_answer_leaves_what_was_learnt() -> None:
+    scene = a_scene(a_backlog(a_gap("A-1")), routes=replace(routed(ONE, TWO), learns=True))
+    learnt(scene, "codex", OutcomeKind.SHIPPED)
+
+    async with daemon(scene):
+        known = scene.world.experience
+        scene.journal.trouble = "the disk is full"
+        scene.executor.agents["A-1"].ends(1)
+        await anyio.sleep(60)
+
+    assert known is not None
+    assert scene.world.experience == known

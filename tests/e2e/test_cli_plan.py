@@ -1,15 +1,20 @@
 """Commands that only look at the backlog: plan, why, backlog check, and the flags without one."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import anyio
 import pytest
 
+from chump_orchestrator.adapters.journal import SqliteJournal
 from chump_orchestrator.adapters.ledger import SqliteLedger
+from chump_orchestrator.core.gap import Effort
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.records import Pause
+from chump_orchestrator.core.reflection import Reflection
 from tests.backlog_fixture import backlog
-from tests.builders import NOW
+from tests.builders import NOW, a_reflection
 from tests.e2e.cli_repository import Repository, a_quiet_log, ended, running
 
 
@@ -380,3 +385,86 @@ def test_a_dry_run_without_a_free_slot_says_so(repository: Repository) -> None:
     assert (full.code, full.out, empty.code, empty.out) == (0, "", 0, "")
     assert "no slot is free" in full.err
     assert "no open gap is eligible" in empty.err
+
+
+TWO_CANDIDATES = """
+routes:
+  - match: {priority: P1, effort: [xs, s]}
+    why: small
+    candidates: [{backend: claude, model: opus, why: best}, {backend: codex}]
+"""
+
+
+def a_journal_of(root: Path, *reflections: Reflection) -> None:
+    async def write() -> None:
+        memory, state = root / "sessions/chump_memory.db", root / ".chump/state.db"
+        async with SqliteJournal(reflections=memory, routing=state) as journal:
+            for one in reflections:
+                await journal.record(one)
+
+    anyio.run(write)
+
+
+def test_where_gaps_go_is_shown_with_how_it_went(repository: Repository) -> None:
+    """Behaviour C1, G4."""
+    repository.write("docs/dispatch/routing.yaml", TWO_CANDIDATES)
+    now = datetime.now(UTC)
+    a_journal_of(
+        repository.root,
+        a_reflection("one", model="opus", cost_usd=1.5, ended_at=now),
+        a_reflection("two", backend="codex", outcome=OutcomeKind.KILLED, ended_at=now),
+    )
+
+    said, document = repository.say("routes"), repository.say("routes", "--json").json()
+
+    assert [" ".join(line.split()) for line in said.out.splitlines()] == [
+        "ROUTE GAPS CANDIDATE WHY",
+        "1 priority P1, effort s or xs claude opus small; best",
+        "1 priority P1, effort s or xs codex small",
+        "default all others claude backend.use",
+        "",
+        "CLASS EFFORT CANDIDATE SHIPPED FAILED COST",
+        "- s claude opus 1.0 0.0 $1.50",
+        "- s codex 0.0 1.0 -",
+    ]
+    assert "routing.learn = true ranks them" in said.err
+    assert document["learns"] is False
+    assert document["routes"][0]["match"] == {
+        "priority": ["P1"],
+        "effort": ["s", "xs"],
+        "task_class": [],
+    }
+    assert [one["cost_usd"] for one in document["experience"]] == [1.5, None]
+
+
+def test_a_plan_that_learns_asks_who_ships(repository: Repository) -> None:
+    """Behaviour G4: as the daemon would, and with the odds."""
+    repository.write("docs/dispatch/routing.yaml", TWO_CANDIDATES)
+    repository.write(".chump/orchestrator.toml", "routing.learn = true")
+    now = datetime.now(UTC)
+    several = {"effort": Effort.XS, "ended_at": now}
+    a_journal_of(
+        repository.root,
+        *(a_reflection(f"a-{n}", backend="codex", **several) for n in range(30)),
+        *(
+            a_reflection(f"b-{n}", model="opus", outcome=OutcomeKind.STALLED, **several)
+            for n in range(30)
+        ),
+    )
+
+    picked = repository.say("plan", "--json").json()["picked"]
+    candidates = repository.say("why", "DEMO-1", "--json").json()["candidates"]
+
+    assert picked[0]["id"] == "DEMO-1"
+    assert picked[0]["backend"] == "codex"
+    assert [one["backend"] for one in candidates] == ["codex", "claude"]
+    assert candidates[0]["odds"] > 0.999
+
+
+def test_a_malformed_table_is_told_by_routes(repository: Repository) -> None:
+    repository.write("docs/dispatch/routing.yaml", "routes: [{candidates: [{backend: nobody}]}]")
+
+    said = repository.say("routes")
+
+    assert said.code == 78
+    assert "no backend named 'nobody'" in said.err
