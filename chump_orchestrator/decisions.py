@@ -29,6 +29,7 @@ FIXED = (
     "base_ref",
     "pass_env",
     "backlog",
+    "commits",
     "prompt",
     "pulls.use",
     "ship",

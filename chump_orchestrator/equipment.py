@@ -13,22 +13,10 @@ if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
     from chump_orchestrator.core.shipping import Shipper
 
-IDENTITY = {
-    "GIT_AUTHOR_NAME": "Chump Dispatched",
-    "GIT_COMMITTER_NAME": "Chump Dispatched",
-    "GIT_AUTHOR_EMAIL": "chump-dispatch@chump.bot",
-    "GIT_COMMITTER_EMAIL": "chump-dispatch@chump.bot",
-    "GIT_CONFIG_COUNT": "1",
-    "GIT_CONFIG_KEY_0": "commit.gpgsign",
-    "GIT_CONFIG_VALUE_0": "false",
-}
-"""Who an agent's commits are by, and that nobody is asked for a passphrase (behaviour D5)."""
+NO_HELPER = ("credential.helper", "")
+"""The last entry that git reads of helpers: it takes back every one that files have named."""
 
 WITHOUT_CREDENTIALS = {
-    # The last entry that git reads: it takes back every helper that files have named.
-    "GIT_CONFIG_COUNT": "2",
-    "GIT_CONFIG_KEY_1": "credential.helper",
-    "GIT_CONFIG_VALUE_1": "",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_ASKPASS": "",
     "GIT_SSH_COMMAND": "ssh -F /dev/null -o BatchMode=yes -o IdentityAgent=none"
@@ -67,13 +55,32 @@ def overlay_of_agents(settings: Settings) -> Mapping[str, str]:
     What `pass_env` names at top level stays as the operator has it.
     """
     if not is_daemon_shipping(settings):
-        return IDENTITY
+        return identity(settings)
     sealing = {
         name: value
         for name, value in WITHOUT_CREDENTIALS.items()
         if not config.passes_forge(name, settings.pass_env)
     }
-    return {**IDENTITY, **sealing}
+    return {**identity(settings, NO_HELPER), **sealing}
+
+
+def identity(settings: Settings, *more: tuple[str, str]) -> dict[str, str]:
+    """Return the variables that say whom commits are by, and that nobody is asked to sign them.
+
+    `more` are keys and values of git's own configuration that outrank its files, too.
+    """
+    by = settings.commits
+    named = {"NAME": by.author_name, "EMAIL": by.author_email}
+    found = {
+        f"GIT_{role}_{what}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for what, value in named.items()
+        if value
+    }
+    entries = [*(() if by.sign else (("commit.gpgsign", "false"),)), *more]
+    for number, (key, value) in enumerate(entries):
+        found |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return {**found, "GIT_CONFIG_COUNT": str(len(entries))} if entries else found
 
 
 def shipper(root: Path, loaded: Loaded, git: Git, environ: Mapping[str, str]) -> Shipper | None:
@@ -99,7 +106,7 @@ def shipper(root: Path, loaded: Loaded, git: Git, environ: Mapping[str, str]) ->
             "secrets": config.hidden(loaded),
             "allow": ship.allow,
             "commits": str(ship.uncommitted) == "commit",
-            "identity": IDENTITY,
+            "identity": identity(settings),
             "draft": ship.draft,
             "labels": ship.labels,
             "auto_merge": str(ship.auto_merge),

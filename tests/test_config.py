@@ -91,6 +91,11 @@ argv = []                      # e.g. ["my-agent", "--brief", "{prompt_file}"]
 pass_env = []
 stop_signals = ["INT", "TERM"]
 
+[commits]
+author_name = "Chump Dispatched"
+author_email = "chump-dispatch@chump.bot"
+sign = false
+
 [prompt]
 template = ""
 
@@ -565,6 +570,16 @@ def test_the_users_file_lies_in_the_platforms_folder(
             "base_ref = '--upload-pack=x'",
             "FILE:1: base_ref: '--upload-pack=x': this names no commit; write a branch, tag or"
             ' commit, such as "origin/main", or ""',
+        ),
+        (
+            "[commits]\nauthor_name = 'a <b>'",
+            "FILE:2: commits.author_name: 'a <b>': git takes < and > out of it; write a name or an"
+            " address as git has it, or nothing for git's own",
+        ),
+        (
+            "[commits]\nauthor_name = '...'",
+            "FILE:2: commits.author_name: '...': git finds no name in it; write a name or an"
+            " address as git has it, or nothing for git's own",
         ),
         (
             "[prompt]\ntemplate = '~/brief.md'",

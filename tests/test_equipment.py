@@ -12,7 +12,6 @@ import pytest
 from chump_orchestrator import config
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.equipment import (
-    IDENTITY,
     environment_of_agents,
     overlay_of_agents,
     shipper,
@@ -30,6 +29,15 @@ ENVIRON = {
     "SSH_AUTH_SOCK": "/run/agent",
     "SSH_ASKPASS": "ask",
     "ANTHROPIC_API_KEY": "k",
+}
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "Chump Dispatched",
+    "GIT_COMMITTER_NAME": "Chump Dispatched",
+    "GIT_AUTHOR_EMAIL": "chump-dispatch@chump.bot",
+    "GIT_COMMITTER_EMAIL": "chump-dispatch@chump.bot",
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "commit.gpgsign",
+    "GIT_CONFIG_VALUE_0": "false",
 }
 Load = Callable[[str], config.Loaded]
 
@@ -168,3 +176,44 @@ def test_our_own_folders_are_always_among_the_forbidden(tmp_path: Path, load: Lo
     ):
         assert paths.forbidding(place), place
     assert not paths.forbidding("src/.chump-locks.py")
+
+
+OURSELVES = """
+[commits]
+author_name = "Night Shift"
+author_email = ""
+sign = true
+"""
+
+
+def test_whom_commits_are_by_and_whether_they_are_signed_can_be_set(load: Load) -> None:
+    """Behaviour D5: what is empty is as git itself has it."""
+    assert overlay_of_agents(load(OURSELVES).settings) == {
+        "GIT_AUTHOR_NAME": "Night Shift",
+        "GIT_COMMITTER_NAME": "Night Shift",
+    }
+
+
+@pytest.mark.parametrize("by", ["agent", "daemon"])
+def test_git_commits_as_it_was_told_to(tmp_path: Path, load: Load, by: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home)}
+    for key, value in (("user.email", "me@home.test"), ("commit.gpgsign", "true")):
+        subprocess.run(["git", "config", "--global", key, value], env=environ, check=True)
+    settings = load(f'{OURSELVES}\n[ship]\nby = "{by}"').settings
+    given = environ | dict(overlay_of_agents(settings))
+
+    def git(*argv: str) -> str:
+        command = ["git", "-C", str(tmp_path), *argv]
+        return subprocess.run(
+            command, env=given, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--no-gpg-sign", "--message", "x")
+
+    assert git("log", "-1", "--format=%an <%ae>, %cn <%ce>") == (
+        "Night Shift <me@home.test>, Night Shift <me@home.test>"
+    )
+    assert git("config", "commit.gpgsign") == "true"

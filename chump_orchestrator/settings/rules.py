@@ -293,6 +293,13 @@ def prefix_complaint(text: str) -> str | None:
     return "no branch can begin so" if bad else None
 
 
+def identity_complaint(text: str) -> str | None:
+    """Say why git would not take `text` as name or address of an author, or `None`."""
+    if re.search(r"[<>]", text):
+        return "git takes < and > out of it"
+    return "git finds no name in it" if text and not re.search(r"\w", text) else None
+
+
 def commit_complaint(text: str) -> str | None:
     """Say why `text` can name no commit, or `None`."""
     bad = text.startswith("-") or re.search(r"[\s:?*\[\\]|\.\.|@\{", text)

@@ -22,6 +22,7 @@ from chump_orchestrator.settings.tables import (
     Backlog,
     Brake,
     Budget,
+    Commits,
     Deadlines,
     Faults,
     Http,
@@ -65,6 +66,7 @@ class Settings:
     pick: Pick = field(default_factory=Pick)
     deadlines: Deadlines = field(default_factory=Deadlines)
     backend: BackendSettings = field(default_factory=BackendSettings)
+    commits: Commits = field(default_factory=Commits)
     prompt: Prompt = field(default_factory=Prompt)
     pulls: Pulls = field(default_factory=Pulls)
     ship: Ship = field(default_factory=Ship)

@@ -48,6 +48,9 @@ PASSED = rules.listing(
 _ARGUMENTS = rules.listing(rules.argument(), 'texts, such as ["--verbose"]')
 _SIGNALS = rules.listing(rules.signal(), f"{', '.join(rules.SIGNALS)}, at least one", least=1)
 _PATTERNS = rules.listing(rules.path(""), 'patterns of file names, such as [".env*"]')
+_IDENTITY = rules.line(
+    "a name or an address as git has it, or nothing for git's own", rules.identity_complaint
+)
 _FILE = rules.path("a path, absolute or relative to the repository", empty=True)
 _PROGRAM = rules.path('a name on PATH or a path, such as "/opt/bin/claude", or ""', empty=True)
 PLUG_IN = rules.name("the name of an installed one", r"[A-Za-z0-9][\w-]*", "this is no name")
@@ -153,6 +156,15 @@ class BackendSettings:
     def of(self, name: str) -> BackendOptions:
         """Return the options of one backend, defaults when it has no table."""
         return self.options.get(name) or BackendOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Commits:
+    """Whom agents' commits are by, empty for whom git says, and signed or not (behaviour D5)."""
+
+    author_name: str = key("Chump Dispatched", _IDENTITY)
+    author_email: str = key("chump-dispatch@chump.bot", _IDENTITY)
+    sign: bool = key(default=False, rule=SWITCH)
 
 
 @dataclass(frozen=True, slots=True)
