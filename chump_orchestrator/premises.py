@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from chump_orchestrator.adapters.ledger import SqliteLedger
     from chump_orchestrator.config import Loaded, Settings
     from chump_orchestrator.core.learning import Experience
-    from chump_orchestrator.core.ports import BacklogSource, Ledger
+    from chump_orchestrator.core.ports import Backend, BacklogSource, Ledger
 
 log = Logger()
 
@@ -291,6 +292,17 @@ def pick_policy(settings: Settings) -> PickPolicy:
         bias_threshold=pick.bias_threshold,
         bias_window=pick.bias_window,
     )
+
+
+def backend(settings: Settings, name: str) -> Backend:
+    """Return a backend as its settings have it; `ConfigError` when there is none of that name."""
+    from chump_orchestrator import plugins  # noqa: PLC0415 - slow to import
+    from chump_orchestrator.adapters.backends import BackendOptions  # noqa: PLC0415 - seldom used
+
+    given = settings.backend.of(name)
+    options = BackendOptions(**{f.name: getattr(given, f.name) for f in fields(given)})
+    made: Backend = plugins.make("backends", name, {"options": options})
+    return made
 
 
 async def routes(root: Path, loaded: Loaded) -> RoutePolicy:

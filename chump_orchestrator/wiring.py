@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
-from chump_orchestrator import config, equipment, logs, monitoring, plugins
+from chump_orchestrator import config, equipment, logs, monitoring, plugins, premises
 from chump_orchestrator.adapters import process
-from chump_orchestrator.adapters.backends import BackendOptions
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.host import HostClock, zone
 from chump_orchestrator.adapters.ledger import SqliteLedger
@@ -117,21 +116,7 @@ def _backends(settings: Settings) -> Callable[[str], Backend]:
 
     def backend(name: str) -> Backend:
         if name not in made:
-            given = settings.backend.of(name)
-            options = BackendOptions(
-                program=given.program,
-                model=given.model,
-                extra_args=given.extra_args,
-                pass_env=given.pass_env,
-                argv=given.argv,
-                stop_signals=given.stop_signals,
-                fallback_model=given.fallback_model,
-                max_turns=given.max_turns,
-                max_budget_usd=given.max_budget_usd,
-                max_retries=given.max_retries,
-                api_timeout=given.api_timeout,
-            )
-            made[name] = plugins.make("backends", name, {"options": options})
+            made[name] = premises.backend(settings, name)
         return made[name]
 
     return backend

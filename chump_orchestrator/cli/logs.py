@@ -19,6 +19,7 @@ from chump_orchestrator import premises
 from chump_orchestrator.cli.options import GapId, Invocation, everywhere
 from chump_orchestrator.cli.render import note
 from chump_orchestrator.cli.repository import entered, wait_for
+from chump_orchestrator.cli.retelling import Retelling, reader_of
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.ports import Ledger
@@ -33,6 +34,8 @@ POLL_S = 0.3
 
 ASK_EVERY = 10
 """Looks at the files per look into the ledger, for an agent whose shim left no exit behind."""
+
+STDOUT = "stdout"
 
 _SEGMENT = re.compile(r"(stdout|stderr)\.(?:(\d{15})\.)?log", re.ASCII)
 
@@ -50,17 +53,40 @@ _SEGMENT = re.compile(r"(stdout|stderr)\.(?:(\d{15})\.)?log", re.ASCII)
 @click.option(
     "--attempt", type=click.IntRange(min=1), metavar="N", help="Not the newest, but this one."
 )
+@click.option(
+    "--words/--raw",
+    "in_words",
+    default=None,
+    help="Events in words, the default on a terminal, or as they were written.",
+)
 @everywhere
 @click.pass_obj
 def logs_command(
-    invocation: Invocation, gap: str, *, follow: bool, stream: str, attempt: int | None
+    invocation: Invocation,
+    gap: str,
+    *,
+    follow: bool,
+    stream: str,
+    attempt: int | None,
+    in_words: bool | None,
 ) -> None:
     """Print what the newest agent of GAP wrote."""
     grounds = entered(invocation)
     # Where the logs lie is all that is needed of the settings.
     grounds.tell()
     streams = ("stdout", "stderr") if stream == "both" else (stream,)
-    wait_for(partial(_print, grounds.root, grounds.loaded, gap, streams, attempt, follow=follow))
+    asked = _Asked(gap, streams, attempt, sys.stdout.isatty() if in_words is None else in_words)
+    wait_for(partial(_print, grounds.root, grounds.loaded, asked, follow=follow))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be printed: of which attempt, which streams, and events in words or raw."""
+
+    gap: str
+    streams: tuple[str, ...]
+    attempt: int | None
+    in_words: bool
 
 
 @dataclass(slots=True)
@@ -121,8 +147,9 @@ class Reader:
 class Printer:
     """Prints chunks of streams, with a heading whenever another stream goes on."""
 
-    def __init__(self, *, with_headings: bool) -> None:
+    def __init__(self, *, with_headings: bool, retelling: Retelling | None = None) -> None:
         self._with_headings = with_headings
+        self._retelling = retelling
         self._current = ""
         self._at_line_start = True
         # A terminal is given text without escape sequences; a file or pipe what was written.
@@ -139,7 +166,28 @@ class Printer:
         self._current = stream
 
     def print(self, stream: str, chunk: bytes) -> None:
-        """Print the next bytes of `stream`."""
+        """Print the next bytes of `stream`, events in words where somebody understands them."""
+        if self._retelling is not None and stream == STDOUT:
+            self._tell(self._retelling.feed(chunk))
+        else:
+            self._write(stream, chunk)
+
+    def missing(self, stream: str, count: int) -> None:
+        """Say that bytes of `stream` are not kept."""
+        note(f"[{count} bytes of {stream} are not kept]")
+        if self._retelling is not None and stream == STDOUT:
+            self._retelling.skip()
+
+    def end(self) -> None:
+        """Print what is left when nothing more will come."""
+        if self._retelling is not None:
+            self._tell(self._retelling.end())
+
+    def _tell(self, words: str) -> None:
+        if words:
+            self._write(STDOUT, harmless(words).encode("utf-8", "replace"))
+
+    def _write(self, stream: str, chunk: bytes) -> None:
         self.heading(stream)
         self._at_line_start = chunk.endswith(b"\n")
         if not self._is_terminal:
@@ -153,17 +201,21 @@ class Printer:
 async def _print(
     root: Path,
     loaded: Loaded,
-    gap: str,
-    streams: tuple[str, ...],
-    attempt: int | None,
+    asked: _Asked,
     *,
     follow: bool,
 ) -> None:
     async with premises.open_ledger(root, loaded, readonly=True) as ledger:
-        record = await _find(ledger, gap, attempt)
+        record = await _find(ledger, asked.gap, asked.attempt)
         folder = premises.state_dir(root, loaded) / "d" / record.dispatch.id
-        readers = [Reader(folder, stream) for stream in streams]
-        printer = Printer(with_headings=len(streams) > 1)
+        readers = [Reader(folder, stream) for stream in asked.streams]
+        reader = None
+        if asked.in_words:
+            reader = reader_of(record.dispatch.route.backend, loaded.settings)
+        printer = Printer(
+            with_headings=len(asked.streams) > 1,
+            retelling=None if reader is None else Retelling(reader),
+        )
         show = partial(anyio.to_thread.run_sync, partial(_show, readers, printer))
         if not await anyio.to_thread.run_sync(folder.is_dir) and not record.state.is_active:
             raise Refused(
@@ -172,6 +224,7 @@ async def _print(
         if follow:
             await _follow(folder, partial(_has_ended, ledger, record), show)
         await show()
+        printer.end()
 
 
 async def _follow(
@@ -209,7 +262,7 @@ def _show(readers: list[Reader], printer: Printer) -> None:
         before = reader.missing
         for chunk in reader.chunks():
             if reader.missing > before:
-                note(f"[{reader.missing - before} bytes of {reader.stream} are not kept]")
+                printer.missing(reader.stream, reader.missing - before)
                 before = reader.missing
             printer.print(reader.stream, chunk)
     sys.stdout.flush()

@@ -6,13 +6,11 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from chump_orchestrator import plugins
-from chump_orchestrator.adapters.backends import BackendOptions
+from chump_orchestrator import premises
 from chump_orchestrator.adapters.local.launching import find_program
 from chump_orchestrator.adapters.process import run
 from chump_orchestrator.core.dispatch import Command
@@ -43,11 +41,7 @@ _ANY_GAP = Gap("DOCTOR-1", title="A gap that is never dispatched")
 
 def command_of(subject: Subject, backend: str, route: Route) -> Command:
     """Return the command of a backend for no gap in particular; `ConfigError` when it has none."""
-    given = subject.settings.backend.of(backend)
-    options = BackendOptions(**{f.name: getattr(given, f.name) for f in fields(given)})
-    made = plugins.make("backends", backend, {"options": options})
-    command: Command = made.command(_ANY_GAP, route, "")
-    return command
+    return premises.backend(subject.settings, backend).command(_ANY_GAP, route, "")
 
 
 async def candidates(subject: Subject) -> dict[str, tuple[Command, Mapping[str, str]]]:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
-from chump_orchestrator import config, plugins, premises
+from chump_orchestrator import config, premises
 from chump_orchestrator.adapters import process
-from chump_orchestrator.adapters.backends import BackendOptions
 from chump_orchestrator.adapters.faults import FAULTS
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
@@ -190,14 +189,7 @@ async def _version(environ: Mapping[str, str]) -> int:
 def _commands(loaded: Loaded, routed: RoutePolicy) -> dict[str, Any]:
     commands = {}
     for name in sorted(reachable(routed) - set(FAULTS)):
-        given = loaded.settings.backend.of(name)
-        options = BackendOptions(
-            program=given.program,
-            extra_args=given.extra_args,
-            pass_env=given.pass_env,
-            argv=given.argv,
-        )
-        backend = plugins.make("backends", name, {"options": options})
+        backend = premises.backend(loaded.settings, name)
         commands[name] = backend.command(SAMPLE, Route(name), "")
     return commands
 

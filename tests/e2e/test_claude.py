@@ -125,6 +125,20 @@ def test_more_than_a_line_should_have_is_understood_all_the_same(make: Make) -> 
     assert len(told["answer"]) <= 4096
 
 
+def test_its_log_is_shown_in_words_or_as_it_was_written(make: Make) -> None:
+    project = make("ships")
+    project.program("run", "--once")
+
+    words = project.program("logs", "A-1", "--words", "--stream", "stdout").stdout
+    raw = project.program("logs", "A-1", "--stream", "stdout").stdout
+
+    assert words.startswith("* session ")
+    assert words.endswith("= 2 turns, 3040 tokens, $0.12\n")
+    assert "{" not in words
+    assert [json.loads(line)["type"] for line in raw.splitlines()][-1] == "result"
+    assert project.program("logs", "A-1", "--raw", "--stream", "stdout").stdout == raw
+
+
 def test_what_it_says_went_wrong_is_the_cause(make: Make) -> None:
     """Behaviour O2: on standard output alone, and with `"subtype":"success"`."""
     project = make("is not served")
