@@ -183,7 +183,8 @@ def test_uninstalling_can_leave_the_agents_to_their_shims(project: Project) -> N
 
 def test_the_service_of_a_repository_that_is_gone_can_still_be_removed(project: Project) -> None:
     project.serve()
-    project.machine.run("rm", "-rf", project.root)
+    # In one step: its daemon lives, and may write there while all of it is being removed.
+    project.machine.run("mv", project.root, f"{project.root}.gone")
 
     said = project.say(
         "service", "uninstall", "--yes", "--keep-agents", "--repo-root", project.root, at="/"
