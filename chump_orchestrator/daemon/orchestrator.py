@@ -18,6 +18,7 @@ from chump_orchestrator.daemon import delivery, housekeeping
 from chump_orchestrator.daemon.bell import Bell
 from chump_orchestrator.daemon.correcting import Corrector
 from chump_orchestrator.daemon.keeper import BacklogKeeper
+from chump_orchestrator.daemon.learning import learn
 from chump_orchestrator.daemon.lookout import Lookout
 from chump_orchestrator.daemon.recovery import TakenUp, recover
 from chump_orchestrator.daemon.roster import Assignment, Place
@@ -254,6 +255,7 @@ class Orchestrator:
                 log.warning("settings.kept", problem=str(error))
                 wrong["kept what was loaded before"] = str(error)
             self.lookout.set_interval(self.world.policies.deadlines.look_interval)
+        await learn(self.world)
         if problem := await self.keeper.reload():
             wrong["kept the backlog as last read"] = problem
         return late, wrong

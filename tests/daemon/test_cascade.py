@@ -474,3 +474,19 @@ async def test_a_journal_that_does_not_answer_leaves_what_was_learnt() -> None:
 
     assert known is not None
     assert scene.world.experience == known
+
+
+async def test_a_reload_that_turns_learning_on_knows_all_at_once() -> None:
+    scene = a_routed_scene(gaps=(a_gap("A-1"), a_gap("A-2")), max_parallel=1)
+    learnt(scene, "claude", OutcomeKind.KILLED)
+    learnt(scene, "codex", OutcomeKind.SHIPPED)
+
+    async with daemon(scene) as running:
+        learning = replace(scene.world.policies.routes, learns=True)
+        scene.world.policies = replace(scene.world.policies, routes=learning)
+        await Operator(running).reload()
+        scene.merge("A-1")
+        scene.executor.agents["A-1"].ends(0)
+        await anyio.sleep(60)
+
+    assert (await tried(scene), await tried(scene, "A-2")) == (["claude"], ["codex"])
