@@ -105,8 +105,11 @@ class Cascade:
         """Say whether a candidate that was asked too often can be used again before long."""
         return self._backends.takes_a_breath(self._route(gap), now)
 
-    def standings(self, gap: Gap, now: datetime) -> tuple[Standing, ...]:
-        """Return the candidates of a gap as its route has them, and what became of each."""
+    def standings(self, gap: Gap, now: datetime, *, is_held: bool = False) -> tuple[Standing, ...]:
+        """Return the candidates of a gap as its route has them, and what became of each.
+
+        Of a gap that is held for a reason of its own it is nobody's turn yet.
+        """
         chosen, known = self.choose(gap, now), self._round(gap.id)
         told = []
         for one in self._route(gap):
@@ -117,7 +120,7 @@ class Cascade:
             if rest := self._backends.rest_of(one, now):
                 parts.append(rest)
             if chosen is not None and key_of(one) == key_of(chosen):
-                parts.append("its turn")
+                parts.append("first, once the gap may go on" if is_held else "its turn")
             told.append(Standing(named(one), "; ".join(parts) or "later"))
         return tuple(told)
 

@@ -208,10 +208,10 @@ class Operator:
         known = standing.index.gaps.get(gap)
         if known is None:
             return found[gap]
-        trouble = ""
-        if found[gap].startswith("no slot"):
+        trouble, is_held = "", not found[gap].startswith("no slot")
+        if not is_held:
             trouble = self._scheduler.why_waiting(known) or self._prospect(known)
-        return "; ".join(filter(None, (found[gap], trouble, self._walk(known))))
+        return "; ".join(filter(None, (found[gap], trouble, self._walk(known, is_held=is_held))))
 
     def _prospect(self, gap: Gap) -> str:
         """Say what a gap that only waits for a slot is expected to cost."""
@@ -219,10 +219,10 @@ class Operator:
         where = admission.route(gap, now)
         return "" if where is None else admission.spending.prospect(gap, where, now)
 
-    def _walk(self, gap: Gap) -> str:
+    def _walk(self, gap: Gap, *, is_held: bool) -> str:
         """Return the candidates of a gap with what became of each, where there are several."""
         now = self._daemon.world.clock.now()
-        told = self._scheduler.admission.cascade.standings(gap, now)
+        told = self._scheduler.admission.cascade.standings(gap, now, is_held=is_held)
         return f"candidates: {', '.join(map(str, told))}" if len(told) > 1 else ""
 
     async def _parked(self) -> list[dict[str, object]] | None:

@@ -125,16 +125,19 @@ async def test_the_last_candidates_failure_is_the_gaps() -> None:
     """Behaviour X1: an account that nobody is logged in to is not tried again by itself."""
     scene = a_routed_scene()
 
-    async with daemon(scene):
+    async with daemon(scene) as running:
         await fails(scene, "A-1", LOGGED_OUT)
         await fails(scene, "A-1", LOGGED_OUT)
         await anyio.sleep(4 * 3600)
         history = await scene.ledger.history("A-1")
+        why = await Operator(running).why("A-1")
 
     (parked,) = await scene.ledger.parked()
     assert await tried(scene) == ["claude", "codex"]
     assert (parked.until, history.failures) == (None, 1)
     assert "cause auth is not tried again by itself" in parked.reason
+    assert "first, once the gap may go on" in why
+    assert "its turn" not in why
 
 
 async def test_when_all_were_asked_too_often_the_gap_is_tried_again_from_the_first_on() -> None:
