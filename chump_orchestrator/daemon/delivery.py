@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chump_orchestrator.core.errors import Refused, Unavailable
-from chump_orchestrator.daemon.learning import learn
+from chump_orchestrator.daemon.learning import OFTEN, learn
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Journal
@@ -76,7 +76,7 @@ async def run(world: World, outbox: Bell) -> None:
     while True:
         if await deliver(world):
             wait = FIRST_WAIT
-            await learn(world)
+            await learn(world, at_most=OFTEN)
             await outbox.wait()
         else:
             await outbox.wait(wait)

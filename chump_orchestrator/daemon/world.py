@@ -6,7 +6,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING
 
 import anyio
@@ -109,6 +109,8 @@ class World:
     """Whether agents that are started now have the daemon ship for them (behaviour P9)."""
     experience: Experience | None = None
     """What earlier dispatches taught of candidates; `None` where nothing is learnt (G4)."""
+    learnt_at: datetime | None = None
+    """When that was read."""
 
     def tell(self, event: str, **fields: object) -> None:
         """Pass an event on to whoever listens, such as a terminal; logging is the caller's.

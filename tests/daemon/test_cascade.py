@@ -435,17 +435,14 @@ async def test_what_has_just_ended_is_learnt_from_for_the_next_gap() -> None:
     gaps = [a_gap(f"A-{number}") for number in range(1, 30)]
     scene = a_scene(a_backlog(*gaps), routes=replace(routed(ONE, TWO), learns=True), max_parallel=1)
 
-    def launch(dispatch: Dispatch, agent: ScriptedAgent) -> None:
-        if dispatch.route.backend == "codex":
-            scene.merge(dispatch.gap.id)
-            agent.ends(0)
-        else:
-            agent.ends(1)
-
-    scene.executor.on_launch = launch
-
     async with daemon(scene):
-        await anyio.sleep(4 * 3600)
+        for turn in range(30):
+            gap = scene.executor.launched[turn]
+            (record,) = await scene.ledger.latest(1)
+            if record.dispatch.route.backend == "codex":
+                scene.merge(gap)
+            scene.executor.agents[gap].ends(int(record.dispatch.route.backend == "claude"))
+            await anyio.sleep(60)
 
     asked = [one.backend for one in scene.journal.reflections]
     assert asked[-10:].count("codex") > asked[:10].count("codex")
