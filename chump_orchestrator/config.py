@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -149,6 +150,11 @@ def hidden(loaded: Loaded | None = None) -> tuple[str, ...]:
 
 def user_settings_file() -> Path:
     """Return where the user's own settings are looked for, in the platform's folder for that."""
+    if sys.platform == "linux":
+        # What the import below makes of it, and is half as long about as all the rest.
+        for variable, below in (("XDG_CONFIG_HOME", ""), ("HOME", ".config")):
+            if (folder := os.environ.get(variable, "")).startswith("/"):
+                return Path(folder, below, "chump-orchestrator", FILE.name)
     import platformdirs  # noqa: PLC0415 - not needed by those who name the file
 
     return platformdirs.user_config_path("chump-orchestrator") / FILE.name

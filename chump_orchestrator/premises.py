@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import anyio
 
 from chump_orchestrator import config
 from chump_orchestrator.core import budget
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from chump_orchestrator.config import Loaded, Settings
     from chump_orchestrator.core.learning import Experience
     from chump_orchestrator.core.ports import Backend, BacklogSource, Ledger
+    from chump_orchestrator.daemon.standing import LiveLeases
 
 log = Logger()
 
@@ -48,10 +47,10 @@ class Busy(Exception):
 
 def locate(repo_root: Path | None, cwd: Path) -> Path:
     """Return the main work tree to work on; `ConfigError` when there is none."""
-    from chump_orchestrator.adapters.git import find_repository  # noqa: PLC0415 - slow to import
+    from chump_orchestrator.adapters.git_asked import find_repository  # noqa: PLC0415 - slow to import
 
     try:
-        return anyio.run(find_repository, repo_root or cwd, config.environment())
+        return find_repository(repo_root or cwd, config.environment())
     except (Refused, Unavailable) as error:
         raise ConfigError(str(error)) from error
 
@@ -64,6 +63,11 @@ def load(root: Path, flags: Mapping[str, object]) -> Loaded:
 def state_dir(root: Path, loaded: Loaded) -> Path:
     """Return the folder of our own state; absolute, not made here."""
     return root / loaded.settings.state.dir
+
+
+def backlog_cache(root: Path, loaded: Loaded) -> Path:
+    """Return the file that keeps what the backlog held when it was read last."""
+    return state_dir(root, loaded) / "backlog.cache"
 
 
 def control_path(root: Path, loaded: Loaded) -> Path:
@@ -135,10 +139,9 @@ def backlog_source(
 
     kind = "yaml-ref" if where.ref else "yaml-dir" if path.is_dir() else "yaml-file"
     name = f"{where.ref}:{where.path}"
-    cache = state_dir(root, loaded) / "backlog.cache"
     ingredients = {
         "path": path,
-        "cache": cache,
+        "cache": backlog_cache(root, loaded),
         "name": name,
         "read": read,
         "identify": identify,
@@ -176,15 +179,21 @@ async def open_ledger(
         async with await _opened(path, readonly=readonly, rebuilds=rebuilds) as ledger:
             yield ledger
     except Corrupt as error:
-        msg = (
-            f"{error}; `run` moves it aside and makes a new one from the folders of the"
-            " dispatches, in which living agents stay under their shims"
-        )
-        raise ConfigError(msg) from error
+        raise damaged(error) from error
+
+
+def damaged(error: Exception) -> ConfigError:
+    """Return what to raise for a ledger that nobody can read any more."""
+    return ConfigError(
+        f"{error}; `run` moves it aside and makes a new one from the folders of the"
+        " dispatches, in which living agents stay under their shims"
+    )
 
 
 async def _opened(path: Path, *, readonly: bool, rebuilds: bool) -> SqliteLedger:
     """Open the ledger; one that another program holds locked is waited for before writing."""
+    import anyio  # noqa: PLC0415 - slow to import
+
     from chump_orchestrator.adapters.host import HostClock  # noqa: PLC0415 - slow to import
     from chump_orchestrator.adapters.ledger import SqliteLedger  # noqa: PLC0415 - slow to import
     from chump_orchestrator.adapters.sqlite import Corrupt  # noqa: PLC0415 - slow to import
@@ -220,8 +229,17 @@ def leases(root: Path, loaded: Loaded) -> FileLeases:
     )
 
 
-async def standing(root: Path, loaded: Loaded, backlog: Backlog, ledger: Ledger) -> Backlog:
-    """Return the backlog as leases and ledger leave it, without changing anything."""
+async def standing(
+    root: Path,
+    loaded: Loaded,
+    backlog: Backlog,
+    ledger: Ledger,
+    held: LiveLeases | None = None,
+) -> Backlog:
+    """Return the backlog as leases and ledger leave it, without changing anything.
+
+    `held` tells of the leases, by default `leases` of this repository.
+    """
     from chump_orchestrator.adapters.host import HostClock  # noqa: PLC0415 - slow to import
     from chump_orchestrator.daemon.standing import standing as standing_of  # noqa: PLC0415 - slow to import
 
@@ -229,7 +247,7 @@ async def standing(root: Path, loaded: Loaded, backlog: Backlog, ledger: Ledger)
     found = await standing_of(
         backlog,
         ledger,
-        leases(root, loaded),
+        leases(root, loaded) if held is None else held,
         HostClock().now(),
         active=active,
         repeat=loaded.settings.pick.repeat,
@@ -307,11 +325,17 @@ def backend(settings: Settings, name: str) -> Backend:
 
 async def routes(root: Path, loaded: Loaded) -> RoutePolicy:
     """Return where gaps go; `ConfigError` when the routing table is malformed."""
-    from chump_orchestrator import plugins  # noqa: PLC0415 - slow to import
+    import anyio.to_thread  # noqa: PLC0415 - slow to import
+
+    return await anyio.to_thread.run_sync(routes_at_once, root, loaded)
+
+
+def routes_at_once(root: Path, loaded: Loaded) -> RoutePolicy:
+    """Return what `routes` does. Blocks for as long as a small file takes to read."""
     from chump_orchestrator.adapters.routing_file import load_table  # noqa: PLC0415 - slow to import
 
     settings = loaded.settings
-    table = await load_table(root / settings.routing.table, plugins.installed("backends"))
+    table = load_table(root / settings.routing.table, _backends)
     use = settings.backend.use
     return RoutePolicy(
         default=Route(use, settings.backend.of(use).model, why="backend.use"),
@@ -322,18 +346,27 @@ async def routes(root: Path, loaded: Loaded) -> RoutePolicy:
     )
 
 
-async def experience(root: Path, loaded: Loaded) -> Experience | None:
+def _backends() -> Collection[str]:
+    from chump_orchestrator import plugins  # noqa: PLC0415 - slow to import
+
+    return plugins.installed("backends")
+
+
+def experience(root: Path, loaded: Loaded) -> Experience | None:
     """Return what earlier dispatches taught of candidates; `None` where nothing is learnt (G4).
 
-    `Unavailable` when the routing outcomes cannot be read now.
+    Blocks. `Unavailable` when the routing outcomes cannot be read now.
     """
-    return await outcomes(root, loaded) if loaded.settings.routing.learn else None
+    return outcomes(root, loaded) if loaded.settings.routing.learn else None
 
 
-async def outcomes(root: Path, loaded: Loaded) -> Experience:
-    """Return what routing outcomes tell of candidates, whether or not that is acted upon."""
+def outcomes(root: Path, loaded: Loaded) -> Experience:
+    """Return what routing outcomes tell of candidates, whether or not that is acted upon. Blocks.
+
+    `Unavailable` when they cannot be read now.
+    """
     from chump_orchestrator.adapters.host import HostClock  # noqa: PLC0415 - seldom used
-    from chump_orchestrator.adapters.journal_outcomes import read  # noqa: PLC0415 - seldom used
+    from chump_orchestrator.adapters.journal_outcomes import read_at_once  # noqa: PLC0415
 
     settings = loaded.settings
-    return await read(root / settings.journal.routing, HostClock().now().date())
+    return read_at_once(root / settings.journal.routing, HostClock().now().date())

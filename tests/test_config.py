@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,7 @@ from chump_orchestrator.config import (
     salvage,
     secret_values,
     show,
+    user_settings_file,
 )
 from chump_orchestrator.core.dispatch import DEFAULT_SOFT
 from chump_orchestrator.core.errors import ConfigError
@@ -1094,6 +1096,23 @@ def test_reading_settings_needs_neither_the_loop_nor_yaml() -> None:
     )
 
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "home"),
+    [("/etc/xdg", "/home/me"), ("", "/home/me"), (None, "/home/me"), (None, None)],
+)
+def test_the_users_file_lies_where_the_platform_has_such_files(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, home: str | None
+) -> None:
+    for name, text in (("XDG_CONFIG_HOME", chosen), ("HOME", home)):
+        if text is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, text)
+
+    expected = platformdirs.user_config_path("chump-orchestrator") / "orchestrator.toml"
+    assert user_settings_file() == expected
 
 
 # --- where a template lies, and what is left of settings of which something is wrong

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
-import anyio.from_thread
-import anyio.to_thread
-
+from chump_orchestrator.adapters.backlog_turns import InTurn, in_thread
+from chump_orchestrator.adapters.backlog_turns import pause as _pause
 from chump_orchestrator.adapters.parsed import (
     Found,
     Kept,
@@ -30,6 +27,7 @@ from chump_orchestrator.adapters.parsed import (
     recall,
 )
 from chump_orchestrator.core.backlog import Backlog, assemble
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Place, Rejection, is_gap_id, slug_of
 
@@ -48,7 +46,7 @@ CHUNK = 4 * 1024 * 1024
 SUFFIXES = (".yaml", ".yml")
 
 
-class YamlFile:
+class YamlFile(InTurn):
     """A file with a list `gaps`; what has not changed since the last load is not parsed again.
 
     In the file `cache` the last load lasts over restarts; with `None` it does not.
@@ -59,14 +57,17 @@ class YamlFile:
         self._cache = cache
         self._pieces: dict[bytes, Parsed] | None = None
         self._last: tuple[str, Backlog] | None = None
-        self._busy = anyio.Lock()
 
     async def stamp(self) -> str:
-        return await anyio.to_thread.run_sync(_stamp_of, self._path)
+        return await in_thread(_stamp_of, self._path)
 
     async def load(self) -> Backlog:
         async with self._busy:
-            return await anyio.to_thread.run_sync(self._load)
+            return await in_thread(self._load)
+
+    def load_at_once(self) -> Backlog:
+        """Do what `load` does, in the calling thread, for a process that does nothing else."""
+        return self._load()
 
     def _load(self) -> Backlog:
         stamp = _stamp_of(self._path)
@@ -102,7 +103,7 @@ class YamlFile:
         return file.stamp, found
 
 
-class YamlRef:
+class YamlRef(InTurn):
     """A file as a git ref has it (behaviour B5): `read` gets its bytes, `identify` its object id.
 
     `name` says which it is, such as `origin/main:docs/gaps.yaml`. What the two raise, among it
@@ -121,7 +122,6 @@ class YamlRef:
         self._identify = identify
         self._entries = _entries(name)
         self._last: tuple[str, Backlog] | None = None
-        self._busy = anyio.Lock()
 
     async def stamp(self) -> str:
         return await self._identify()
@@ -132,20 +132,29 @@ class YamlRef:
             if self._last is not None and stamp and self._last[0] == stamp:
                 return self._last[1]
             data = await self._read()
-            backlog = await anyio.to_thread.run_sync(self._parse, data)
+            backlog = await in_thread(self._parse, data)
             # The ref may have moved on between the two questions.
             self._last = (stamp, backlog) if await self._identify() == stamp else None
             return backlog
 
     def _parse(self, data: bytes) -> Backlog:
-        _check_size(self._name, len(data))
-        with _uncollected(len(data)):
-            with _refusing(self._name):
-                found = self._entries.read(lambda: (data,), _pause)
-            return assemble(found.entries, found.notices)
+        return _backlog_of(self._name, data, self._entries)
 
 
-class YamlDirectory:
+def read_at_once(name: str, data: bytes) -> Backlog:
+    """Return what the text `data` holds, which `name` tells of; blocks."""
+    return _backlog_of(name, data, _entries(name))
+
+
+def _backlog_of(name: str, data: bytes, entries: Entries) -> Backlog:
+    _check_size(name, len(data))
+    with _uncollected(len(data)):
+        with _refusing(name):
+            found = entries.read(lambda: (data,), _pause)
+        return assemble(found.entries, found.notices)
+
+
+class YamlDirectory(InTurn):
     """A folder of files `<ID>.yaml` or `.yml`, each one entry or a mapping with a list `gaps`.
 
     The order of the files' names is that of the backlog. A file that cannot be used is an entry
@@ -156,14 +165,17 @@ class YamlDirectory:
         self._path = path
         self._known: dict[str, _Member] = {}
         self._last: tuple[str, Backlog] | None = None
-        self._busy = anyio.Lock()
 
     async def stamp(self) -> str:
-        return await anyio.to_thread.run_sync(self._stamp)
+        return await in_thread(self._stamp)
 
     async def load(self) -> Backlog:
         async with self._busy:
-            return await anyio.to_thread.run_sync(self._load)
+            return await in_thread(self._load)
+
+    def load_at_once(self) -> Backlog:
+        """Do what `load` does, in the calling thread, for a process that does nothing else."""
+        return self._load()
 
     def _stamp(self) -> str:
         try:
@@ -309,6 +321,8 @@ def _members(folder: Path) -> list[tuple[str, str]]:
 
 
 def _combined(members: Sequence[tuple[str, str]]) -> str:
+    import hashlib  # noqa: PLC0415 - slow to import, and for folders alone
+
     told = "\0".join(f"{name}/{stamp}" for name, stamp in members)
     return f"{len(members)}-{hashlib.sha256(os.fsencode(told)).hexdigest()}"
 
@@ -349,8 +363,3 @@ def _refusing(name: str) -> Iterator[None]:
 def _unavailable(path: Path, error: OSError) -> Unavailable:
     reason = error.strerror or str(error)
     return Unavailable(f"{path}: the backlog cannot be read: {reason}; see backlog.path")
-
-
-def _pause() -> None:
-    """End the reading if whoever asked for it has been cancelled."""
-    anyio.from_thread.check_cancelled()

@@ -1,8 +1,6 @@
 """git commands on one repository, and the lock around those that trip over one another.
 
-Every command runs without hooks, file system monitors, background maintenance, prompts and foreign
-`GIT_*` variables, so that neither the repository nor the terminal of whoever started us has a say
-in it.
+All of them keep the manners of `git_manners`.
 """
 
 from __future__ import annotations
@@ -13,18 +11,26 @@ import fcntl
 import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
+from chump_orchestrator.adapters.git_manners import (
+    OPTIONS,
+    TIMEOUT_S,
+    environment,
+    joined,
+    last_lines,
+)
 from chump_orchestrator.adapters.process import Finished
 from chump_orchestrator.adapters.process import run as run_program
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.errors import Refused, Unavailable
 
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=TIMEOUT_S)
 """For a command that says nothing else."""
 
 FETCH_TIMEOUT = timedelta(seconds=30)
@@ -38,11 +44,6 @@ LOCK_NAME = "chump-worktree.lock"
 
 ATTEMPT_S = 0.02
 """Between two attempts at a lock that somebody else holds."""
-
-KEPT_VARIABLES = re.compile(
-    r"GIT_(?:ASKPASS|CONFIG_(?:GLOBAL|NOSYSTEM|SYSTEM)|EXEC_PATH|HTTP_\w+|PROXY_\w+|SSH\w*|SSL_\w+)"
-)
-"""The variables of git that say how it reaches a remote, not which repository it works on."""
 
 OVER_THE_NETWORK = frozenset({"fetch", "ls-remote", "push"})
 
@@ -59,22 +60,11 @@ PASSING = re.compile(
 )
 """What git says of locks, networks and shortages: asking again may help."""
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
-
 
 class Git:
     """git on one repository; `root` is its main work tree, `env` what git may see of ours."""
 
-    OPTIONS = (
-        "-c",
-        "core.hooksPath=/dev/null",
-        "-c",
-        "core.fsmonitor=false",
-        "-c",
-        "gc.auto=0",
-        "-c",
-        "maintenance.auto=false",
-    )
+    OPTIONS = OPTIONS
     """Before every command."""
 
     def __init__(
@@ -245,63 +235,6 @@ class _Fetches:
             raise type(self.failure)(*self.failure.args) from self.failure
 
 
-async def find_repository(start: Path, env: Mapping[str, str]) -> Path:
-    """Return the main work tree of the repository around `start`, also from a linked worktree.
-
-    Raises `Refused` when there is none, or when it is bare, with what to do about it.
-    """
-    remedy = "name one with --repo-root, or run `git init` there first"
-    if not await anyio.to_thread.run_sync(start.is_dir):
-        raise Refused(f"{start} is no folder; {remedy}")
-    git = Git(start, env)
-    asked = await git.run(
-        "rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir", cwd=start
-    )
-    if asked.code != 0:
-        raise Refused(f"{start} is not in a usable git repository ({_last_lines(asked)}); {remedy}")
-    own, common = (
-        Path(line) for line in asked.out.decode("utf-8", "surrogateescape").split("\n")[:2]
-    )
-    if own == common:
-        inside = await git.run("rev-parse", "--path-format=absolute", "--show-toplevel", cwd=start)
-        if inside.code == 0 and inside.out.strip():
-            return Path(inside.out.decode("utf-8", "surrogateescape").removesuffix("\n"))
-    settings = ("config", "--file", str(common / "config"))
-    bare = await git.run(*settings, "--type=bool", "--get", "core.bare", cwd=start)
-    if bare.out.strip() != b"true":
-        moved = await git.run(*settings, "--type=path", "--get", "core.worktree", cwd=start)
-        if moved.code == 0:
-            place = moved.out.decode("utf-8", "surrogateescape").removesuffix("\n")
-            return _joined(common, place)
-        if common.name == ".git":
-            return common.parent
-    raise Refused(
-        f"the repository {common} has no work tree of its own; clone it without --bare and name"
-        " the clone with --repo-root"
-    )
-
-
-def environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return `env` as git may see it: no foreign `GIT_*`, no prompts, messages in English."""
-    # An empty GIT_ASKPASS keeps git from falling back to SSH_ASKPASS and its window.
-    return {
-        "GIT_ASKPASS": "",
-        **without_foreign_git(env),
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_TERMINAL_PROMPT": "0",
-        "LC_ALL": "C",
-    }
-
-
-def without_foreign_git(env: Mapping[str, str]) -> dict[str, str]:
-    """Return `env` without the variables that would lead git to another repository."""
-    return {
-        name: value
-        for name, value in env.items()
-        if not name.startswith("GIT_") or KEPT_VARIABLES.fullmatch(name)
-    }
-
-
 def failure(args: Sequence[str], finished: Finished) -> Refused | Unavailable:
     """Return what a command's non-zero exit means, to be raised; nothing secret is in it."""
     settings = {place + 1 for place, arg in enumerate(args) if arg in ("-c", "-C")}
@@ -309,17 +242,9 @@ def failure(args: Sequence[str], finished: Finished) -> Refused | Unavailable:
     command = next((word for word in words if not word.startswith("-")), "")
     if finished.code < 0:
         return Unavailable(f"git {command} was killed by signal {-finished.code}; try again")
-    said = _last_lines(finished) or f"exit code {finished.code}"
+    said = last_lines(finished.err) or f"exit code {finished.code}"
     kind = Unavailable if PASSING.search(finished.err.decode("utf-8", "replace")) else Refused
     return kind(f"git {command} failed: {said}")
-
-
-def _last_lines(finished: Finished) -> str:
-    text = finished.err.decode("utf-8", "replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # Advice comes after the errors, and says less.
-    telling = [line for line in lines if line.startswith(("error:", "fatal:"))] or lines
-    return _CREDENTIALS.sub("***@", "; ".join(telling[-3:]))[:1000]
 
 
 @contextlib.asynccontextmanager
@@ -368,8 +293,4 @@ def _common_dir(root: Path) -> Path:
         text = dot_git.read_text("utf-8", "surrogateescape")
     except OSError:
         return dot_git
-    return _joined(root, text.removeprefix("gitdir:").strip())
-
-
-def _joined(folder: Path, place: str) -> Path:
-    return Path(os.path.normpath(folder / place))
+    return joined(root, text.removeprefix("gitdir:").strip())

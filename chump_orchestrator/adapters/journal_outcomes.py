@@ -10,8 +10,6 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
-
 from chump_orchestrator.adapters.journal_reading import names_in
 from chump_orchestrator.adapters.sqlite import BUSY_S, connect, translate
 from chump_orchestrator.core.gap import Effort
@@ -36,8 +34,15 @@ async def read(path: Path, today: date, busy_s: float = BUSY_S) -> Experience:
     `busy_s` is how many seconds another program's lock is waited for. `Unavailable`, naming the
     file, when it cannot be read now. Safe to cancel: reading goes on in its thread, for nobody.
     """
+    import anyio.to_thread  # noqa: PLC0415 - not for a command that has no loop
+
+    return await anyio.to_thread.run_sync(read_at_once, path, today, busy_s, abandon_on_cancel=True)
+
+
+def read_at_once(path: Path, today: date, busy_s: float = BUSY_S) -> Experience:
+    """Return what `read` does, without a loop. Blocks."""
     try:
-        return await anyio.to_thread.run_sync(_read, path, today, busy_s, abandon_on_cancel=True)
+        return _read(path, today, busy_s)
     except (sqlite3.Error, OSError) as error:
         raise translate(error, path) from error
 

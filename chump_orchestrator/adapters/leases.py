@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 
-from chump_orchestrator.adapters.git import file_lock, without_foreign_git
+from chump_orchestrator.adapters.git import file_lock
+from chump_orchestrator.adapters.git_manners import without_foreign_git
+from chump_orchestrator.adapters.lease_files import Claim, LeaseFolder, live
 from chump_orchestrator.adapters.process import run
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
-from chump_orchestrator.core.gap import Gap, is_gap_id, plain
+from chump_orchestrator.core.gap import Gap, plain
 from chump_orchestrator.core.ports import Clock
 from chump_orchestrator.core.records import Denied, Lease
 from chump_orchestrator.telling import Logger
@@ -38,25 +38,8 @@ SCRIPT_TIMEOUT = timedelta(seconds=60)
 LOCK_TIMEOUT = timedelta(seconds=10)
 """For the folder's lock, which is held for a few files' time."""
 
-LARGEST_BYTES = 64 * 1024
-"""Larger files are no leases."""
-
 MADE_BY = "chump-orchestrator"
 """Value of `made_by` in the leases that are ours to remove after a restart."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    file: Path
-    gap: str
-    holder: str
-    taken_at: datetime
-    expires_at: datetime
-    fields: Mapping[str, Any]
-
-    @property
-    def rank(self) -> tuple[datetime, str]:
-        return (self.taken_at, self.holder)
 
 
 class FileLeases:
@@ -77,15 +60,14 @@ class FileLeases:
     ) -> None:
         self._dir = dir
         self._ttl = ttl
-        self._worktrees_dir = worktrees_dir
+        self._folder = LeaseFolder(dir, worktrees_dir)
         self._clock = clock
         self._env = {**without_foreign_git(env), "GIT_TERMINAL_PROMPT": "0"}
-        self._unreadable: dict[Path, str] = {}
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What was not readable when the leases were last read, a sentence each."""
-        return tuple(f"{file}: {why}" for file, why in self._unreadable.items())
+        return self._folder.notices
 
     async def claim(self, gap: Gap, dispatch_id: str, workspace: Workspace) -> Denied | None:
         _check(dispatch_id)
@@ -152,16 +134,7 @@ class FileLeases:
                     await anyio.to_thread.run_sync(_remove, claim.file)
 
     async def live(self) -> tuple[Lease, ...]:
-        now = self._clock.now()
-        latest: dict[tuple[str, str], Lease] = {}
-        for claim in await self._claims():
-            if not claim.gap or claim.expires_at <= now:
-                continue
-            known = latest.get((claim.gap, claim.holder))
-            if known is None or known.expires_at < claim.expires_at:
-                lease = Lease(claim.gap, claim.holder, claim.expires_at)
-                latest[claim.gap, claim.holder] = lease
-        return tuple(latest.values())
+        return live(await self._claims(), self._clock.now())
 
     async def held_by_us(self) -> tuple[str, ...]:
         ours = (
@@ -199,7 +172,7 @@ class FileLeases:
         async with file_lock(self._dir / ".lock", LOCK_TIMEOUT):
             yield
 
-    def _others(self, claims: tuple[_Claim, ...], gap_id: str, dispatch_id: str) -> list[_Claim]:
+    def _others(self, claims: tuple[Claim, ...], gap_id: str, dispatch_id: str) -> list[Claim]:
         now = self._clock.now()
         return sorted(
             (
@@ -210,7 +183,7 @@ class FileLeases:
             key=lambda claim: claim.rank,
         )
 
-    def _ours(self, claims: tuple[_Claim, ...], gap_id: str, dispatch_id: str) -> list[_Claim]:
+    def _ours(self, claims: tuple[Claim, ...], gap_id: str, dispatch_id: str) -> list[Claim]:
         now = self._clock.now()
         return [
             claim
@@ -218,49 +191,18 @@ class FileLeases:
             if claim.gap == gap_id and claim.holder == dispatch_id and claim.expires_at > now
         ]
 
-    def _denied(self, claims: tuple[_Claim, ...], gap_id: str, dispatch_id: str) -> Denied | None:
+    def _denied(self, claims: tuple[Claim, ...], gap_id: str, dispatch_id: str) -> Denied | None:
         others = self._others(claims, gap_id, dispatch_id)
         if not others:
             return None
         until = max(claim.expires_at for claim in others)
         return Denied(f"{gap_id} is held by {others[0].holder} until {_written(until)}", until)
 
-    async def _claims(self) -> tuple[_Claim, ...]:
-        claims, unreadable = await anyio.to_thread.run_sync(self._read_all)
-        for file, why in unreadable.items():
-            if self._unreadable.get(file) != why:
-                log.warning("lease.ignored", path=str(file), why=why)
-        self._unreadable = unreadable
-        return claims
+    async def _claims(self) -> tuple[Claim, ...]:
+        return await anyio.to_thread.run_sync(self._read_all)
 
-    def _read_all(self) -> tuple[tuple[_Claim, ...], dict[Path, str]]:
-        claims = []
-        unreadable = {}
-        for file in self._files():
-            try:
-                claim = _read(file)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                unreadable[file] = f"cannot be read: {error.strerror}"
-            except (ValueError, TypeError, RecursionError, OverflowError) as error:
-                unreadable[file] = f"is no lease: {plain(str(error))[:200]}"
-            else:
-                claims.append(claim)
-        return tuple(claims), unreadable
-
-    def _files(self) -> Iterator[Path]:
-        folders = [self._dir]
-        with contextlib.suppress(OSError):
-            worktrees = sorted(self._worktrees_dir.iterdir())
-            folders += [worktree / ".chump-locks" for worktree in worktrees]
-        for folder in folders:
-            with contextlib.suppress(OSError):
-                yield from sorted(
-                    file
-                    for file in folder.iterdir()
-                    if file.suffix == ".json" and not file.name.startswith(".")
-                )
+    def _read_all(self) -> tuple[Claim, ...]:
+        return self._folder.claims()
 
 
 def _check(dispatch_id: str) -> None:
@@ -270,49 +212,6 @@ def _check(dispatch_id: str) -> None:
 
 def _script(worktree: Path) -> Path | None:
     return next((worktree / name for name in SCRIPTS if (worktree / name).is_file()), None)
-
-
-def _read(file: Path) -> _Claim:
-    # Not blocking: what lies there may be a pipe.
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no regular file")
-        content = opened.read(LARGEST_BYTES + 1)
-    if len(content) > LARGEST_BYTES:
-        raise ValueError(f"it is larger than {LARGEST_BYTES} bytes")
-    fields = json.loads(content.decode("utf-8-sig"))
-    if not isinstance(fields, dict):
-        raise TypeError("it is no mapping")
-    holder = fields.get("session_id")
-    if not isinstance(holder, str) or not holder.strip():
-        raise TypeError("session_id is missing or no text")
-    return _Claim(
-        file,
-        _gap_in(fields),
-        plain(holder)[:128],
-        _moment(fields, "taken_at"),
-        _moment(fields, "expires_at"),
-        fields,
-    )
-
-
-def _gap_in(fields: Mapping[str, Any]) -> str:
-    gap, purpose = fields.get("gap_id"), fields.get("purpose")
-    if not gap and isinstance(purpose, str):
-        gap = purpose.removeprefix("gap:")
-    return gap if isinstance(gap, str) and is_gap_id(gap) else ""
-
-
-def _moment(fields: Mapping[str, Any], name: str) -> datetime:
-    text = fields.get(name)
-    if not isinstance(text, str):
-        raise TypeError(f"{name} is missing or no text")
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
-        raise ValueError(f"{name} is no instant") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def _written(moment: datetime) -> str:

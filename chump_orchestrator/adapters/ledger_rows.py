@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from chump_orchestrator.adapters.sqlite import Corrupt, storable
 from chump_orchestrator.core.brakes import Fuse
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.dispatch import Deadlines, Dispatch, Names, Resumed, Workspace
 from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority
 from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind

@@ -13,10 +13,9 @@ import os
 import stat
 import struct
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from datetime import date, timedelta
 from itertools import chain, islice
 from operator import attrgetter
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from chump_orchestrator import __version__
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import Effort, Gap, Kind, Notice, Place, Priority, Rejection
 
 Remark = tuple[str, int, int]
@@ -106,7 +106,9 @@ def keep(
         return  # the same bytes twice, which is rejected anyhow
     header = {"format": _FORMAT, "file": name, "stamp": stamp}
     with contextlib.suppress(OSError):
-        handle, draft = tempfile.mkstemp(prefix=f".{cache.name}-", dir=cache.parent)
+        # By name a process has one draft at most; another's, or a link, is not written to.
+        draft = cache.with_name(f".{cache.name}-{os.getpid()}")
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(handle, "wb") as file:
                 # By the file system's own clock.
@@ -116,9 +118,9 @@ def keep(
                 for told in _slices(found, pieces):
                     body = marshal.dumps(told)
                     file.write(_SLICE.pack(len(body), zlib.crc32(body)) + body)
-            Path(draft).replace(cache)
+            draft.replace(cache)
         except (OSError, ValueError):
-            Path(draft).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
 
 
 def _slices(found: Found, pieces: Mapping[bytes, Parsed]) -> Iterator[list[tuple[object, ...]]]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import math
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from io import FileIO
 
@@ -23,7 +22,9 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from chump_orchestrator.core.errors import MissingProgram, Refused, Unavailable
+from chump_orchestrator.adapters.starting import SHORTAGES, explained, without_manager
+from chump_orchestrator.core.deferred import dataclass
+from chump_orchestrator.core.errors import Refused, Unavailable
 
 LIMIT_BYTES = 64 * 1024 * 1024
 """Most that is kept of a helper's standard output, and of its standard error."""
@@ -40,14 +41,6 @@ REAP_S = 5.0
 
 WORD = b"here\n"
 """What a helper that runs beside us is given to read, to see that it does."""
-
-OF_OUR_MANAGER = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
-"""Variables by which a helper could tell our service manager things in our name."""
-
-SHORTAGES = frozenset(
-    {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ETXTBSY}
-)
-"""Failures to start a program that pass by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +130,7 @@ async def run(
                 for end in (out, err, sink):
                     if end is not None:
                         os.set_blocking(end.fileno(), False)
-                own = {name: env[name] for name in env if name not in OF_OUR_MANAGER}
+                own = without_manager(env)
                 process = await _spawn(argv, cwd, own, their_in, their_out, their_err)
         except (OSError, ValueError) as error:
             raise await _explained(program, cwd, error) from error
@@ -204,7 +197,7 @@ async def beside(argv: Sequence[str], *, env: Mapping[str, str], within: timedel
                 their_in, sink = _pipe(theirs, ours)
                 for end in (out, err, sink):
                     os.set_blocking(end.fileno(), False)
-                own = {name: env[name] for name in env if name not in OF_OUR_MANAGER}
+                own = without_manager(env)
                 process = await _spawn(argv, "/", own, their_in, their_out, their_err)
         except (OSError, ValueError) as error:
             raise await _explained(program, "/", error) from error
@@ -309,13 +302,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 async def _explained(
     program: str, cwd: str | os.PathLike[str], error: OSError | ValueError
 ) -> Refused | Unavailable:
-    if isinstance(error, ValueError):
-        return Refused(f"{program} cannot be started: an argument or variable holds a NUL")
-    reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    if error.errno in SHORTAGES:
-        return Unavailable(f"{program} could not be started now: {reason}; free some and retry")
-    if not await anyio.to_thread.run_sync(os.path.isdir, cwd):
-        return Refused(f"{program} could not be started in {os.fspath(cwd)}: no such folder")
-    if isinstance(error, FileNotFoundError):
-        return MissingProgram(f"{program} was not found; install it, or correct PATH")
-    return Refused(f"{program} cannot be executed: {reason}; see its permissions and format")
+    if isinstance(error, ValueError) or error.errno in SHORTAGES:
+        # Without looking at the folder, for which there may be no thread, either.
+        return explained(program, cwd, error)
+    return await anyio.to_thread.run_sync(explained, program, cwd, error)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from chump_orchestrator.adapters.process import SHORTAGES
+from chump_orchestrator.adapters.starting import SHORTAGES
 from chump_orchestrator.core.errors import Unavailable
 
 REASON = "chump:"

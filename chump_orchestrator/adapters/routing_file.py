@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-
-import anyio.to_thread
 
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.gap import Place
@@ -14,17 +12,13 @@ from chump_orchestrator.core.routing import RoutingTable, read_table
 SIZE_LIMIT = 1024 * 1024
 
 
-async def load_table(path: Path, backends: Collection[str]) -> RoutingTable:
-    """Read the routing table; one without rules when there is no such file.
+def load_table(path: Path, backends: Callable[[], Collection[str]]) -> RoutingTable:
+    """Read the routing table; one without rules when there is no such file. Blocks.
 
     Raises `ConfigError` with the place when it cannot be read or is malformed, and with every
-    problem at once when it says what makes no sense; a backend that is not among `backends` is
-    such a problem.
+    problem at once when it says what makes no sense; a backend that is not among `backends`,
+    which are asked for only where there is a table, is such a problem.
     """
-    return await anyio.to_thread.run_sync(_load, path, backends)
-
-
-def _load(path: Path, backends: Collection[str]) -> RoutingTable:
     try:
         with path.open("rb") as file:
             data = file.read(SIZE_LIMIT + 1)
@@ -35,7 +29,7 @@ def _load(path: Path, backends: Collection[str]) -> RoutingTable:
         raise ConfigError(f"{path}: cannot be read: {reason}; see routing.table") from error
     if len(data) > SIZE_LIMIT:
         raise ConfigError(f"{path}: larger than {SIZE_LIMIT} bytes; this is no routing table")
-    return _read(path, data, backends)
+    return _read(path, data, backends())
 
 
 def _read(path: Path, data: bytes, backends: Collection[str]) -> RoutingTable:

@@ -5,21 +5,20 @@ Standard library only. What goes wrong comes out as `Unavailable` naming the fil
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import anyio
-import anyio.to_thread
-
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.errors import ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    import asyncio
 
 BUSY_S = 5.0
 """How long a statement waits for another's lock before it is given up."""
@@ -230,10 +229,14 @@ class SqliteThread:
                 target=self._serve, name=f"sqlite {self._path.name}", daemon=True
             )
             self._thread.start()
+        import asyncio  # noqa: PLC0415 - whoever only looks, in its own thread, has no loop
+
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Result] = loop.create_future()
         self._queue.put(_Request(work, loop, answer))
         if shield:
+            import anyio  # noqa: PLC0415 - as above
+
             with anyio.CancelScope(shield=True):
                 await answer
             return answer.result()
@@ -244,6 +247,8 @@ class SqliteThread:
         self._is_closed = True
         self._queue.put(None)
         if self._thread is not None:
+            import anyio.to_thread  # noqa: PLC0415 - as above
+
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._thread.join)
 
@@ -306,14 +311,25 @@ class SqliteThread:
         done: list[_Done] = []
         for request in batch:
             try:
-                connection = self._ready()
-                connection.execute("BEGIN")
-                done.append(_Done(request, request.work(connection)))
-                connection.execute("COMMIT")
+                done.append(_Done(request, self._looked(request.work)))
             except Exception as error:  # noqa: BLE001 - as above
-                self._drop()
-                done += self._all_failed([request], error)
+                done.append(_Done(request, error=error))
         return done
+
+    def _looked(self, work: Work[Result]) -> Result:
+        """Do `work` on a snapshot of its own, in the thread that owns the connection."""
+        try:
+            connection = self._ready()
+            connection.execute("BEGIN")
+            found = work(connection)
+            connection.execute("COMMIT")
+        except Exception as error:
+            self._drop()
+            told = translate(error, self._path)
+            if told is error:
+                raise
+            raise told from error
+        return found
 
     def _all_failed(self, batch: Iterable[_Request], error: Exception) -> list[_Done]:
         return [_Done(request, error=translate(error, self._path)) for request in batch]

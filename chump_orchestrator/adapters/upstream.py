@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from chump_orchestrator.adapters.git import Git
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.ports import Clock
 from chump_orchestrator.telling import Logger

@@ -124,14 +124,12 @@ def _broken(error: yaml.MarkedYAMLError) -> NoReturn:
 def _unreadable(data: bytes, error: ReaderError) -> NoReturn:
     # What the two parsers say of a character differs; where the first one stands does not.
     text = data.decode("utf-8", "replace")
-    found = _FORBIDDEN.search(text)
+    found = re.search(_FORBIDDEN, text)
     reason = f"character U+{ord(found[0]):04X} is not allowed" if found else str(error.reason)
     raise _broken_after(text[: found.start()] if found else "", reason) from error
 
 
-_FORBIDDEN = re.compile(
-    "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-)
+_FORBIDDEN = "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 
 
 def value_of(node: Node, remarks: list[Remark], room: int = LEVELS) -> object:

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 
 from chump_orchestrator.cli.render import dollars, duration, table
@@ -179,6 +178,8 @@ class Board:
 
     async def follow(self, ask: Callable[[], Awaitable[Status]]) -> None:
         """Show what `ask` answers, again and again, until cancelled."""
+        import anyio  # noqa: PLC0415 - slow to import, and for this alone
+
         while True:
             self._live.update(_drawn(await ask(), self._console.width), refresh=True)
             await anyio.sleep(REFRESH_S)

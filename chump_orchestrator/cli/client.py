@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,9 @@ def _raised(kind: str, text: str) -> Exception:
 def _exchange(path: Path, request: bytes) -> bytes:
     received = bytearray()
     try:
+        path.lstat()
+        import socket  # noqa: PLC0415 - slow to import, and only where something listens
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(PATIENCE_S)
             with address(path) as name:

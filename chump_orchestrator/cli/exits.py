@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 
@@ -102,6 +101,8 @@ def told(name: str, command: Callable[[], object], *, is_debugging: Callable[[],
             if is_debugging() and not isinstance(
                 error, click.exceptions.Exit | click.ClickException
             ):
+                import traceback  # noqa: PLC0415 - seldom needed
+
                 traceback.print_exception(raised)
             _say(name, error, code)
         if _is_of_output(error):

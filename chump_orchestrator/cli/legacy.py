@@ -20,7 +20,7 @@ from chump_orchestrator.cli.repository import opened, wait_for
 def dry_run(invocation: Invocation, given: Mapping[str, Any]) -> int:
     """Print what one batch would dispatch."""
     root, loaded = opened(invocation, flags(**given), aloud=True)
-    planned = wait_for(partial(plan, root, loaded))
+    planned = plan(root, loaded)
     for text in planned.notes:
         note(f"note: {text}")
     if not planned.picked:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.gap import SHOWN, is_gap_id, on_one_line
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import anyio.to_thread
-
-from chump_orchestrator import premises
+from chump_orchestrator import looking, premises
 from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.cli.refs import taken_names
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.cascade import Round, attempts, in_turn, rounds
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.dispatch import Names, names
 from chump_orchestrator.core.gap import Gap, on_one_line
 from chump_orchestrator.core.learning import Experience, ranked
@@ -111,27 +111,31 @@ def rejected(backlog: Backlog) -> list[Mapping[str, object]]:
     ]
 
 
-async def plan(root: Path, loaded: Loaded) -> Plan:
+def plan(root: Path, loaded: Loaded) -> Plan:
     """Work out what the daemon would do now with the slots that are free.
 
     Needs no commit, no remote, no forge and no daemon. Raises `ConfigError` when the backlog or
     the routing table cannot be used.
     """
+    return looking.at_once(partial(_planned, root, loaded))
+
+
+async def _planned(root: Path, loaded: Loaded) -> Plan:
     settings = loaded.settings
-    backlog = await premises.read_backlog(root, loaded)
-    async with premises.open_ledger(root, loaded, readonly=True) as ledger:
-        standing = await premises.standing(root, loaded, backlog, ledger)
+    backlog = looking.read_backlog(root, loaded)
+    async with looking.open_ledger(root, loaded) as ledger:
+        standing = await looking.standing(root, loaded, backlog, ledger)
         active = await ledger.records(active=True)
         pause = await ledger.pause()
         budget = await premises.todays_budget(loaded, ledger, HostClock().now())
         chronicle = await ledger.chronicle()
-    routes = await premises.routes(root, loaded)
-    experience = await premises.experience(root, loaded)
+    routes = premises.routes_at_once(root, loaded)
+    experience = premises.experience(root, loaded)
     slots = max(settings.max_parallel - sum(1 for one in active if one.holds_slot), 0)
     policy = premises.pick_policy(settings)
     choice = choose(standing, slots, policy)
     base = root / settings.worktrees.base
-    taken = await anyio.to_thread.run_sync(taken_names, root, base, settings.worktrees.prefix)
+    taken = taken_names(root, base, settings.worktrees.prefix)
     notes = []
     if pause is not None:
         reason = on_one_line(pause.reason) or "no reason given"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from chump_orchestrator import premises
+from chump_orchestrator import looking, premises
 from chump_orchestrator.cli import client, streams
 from chump_orchestrator.cli.exits import ExitCode
 from chump_orchestrator.cli.options import (
@@ -23,7 +23,7 @@ from chump_orchestrator.cli.options import (
 )
 from chump_orchestrator.cli.planning import plan, rejected
 from chump_orchestrator.cli.render import dollars, duration, emit, instant, note, say, table
-from chump_orchestrator.cli.repository import opened, wait_for
+from chump_orchestrator.cli.repository import opened
 from chump_orchestrator.config import Loaded
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
@@ -55,7 +55,7 @@ def plan_command(
 ) -> None:
     """Show what would be dispatched now."""
     root, loaded = opened(invocation, flags(backlog, base_ref, max_parallel), aloud=True)
-    planned = wait_for(partial(plan, root, loaded))
+    planned = plan(root, loaded)
     for text in planned.notes:
         note(f"note: {text}")
     if as_json:
@@ -102,7 +102,7 @@ def _tell_rejected(count: int) -> None:
 def why_command(invocation: Invocation, gap: str, *, as_json: bool) -> None:
     """Say why GAP is, or is not, dispatched now."""
     root, loaded = opened(invocation)
-    answer = _as_the_daemon_has_it(wait_for(partial(_why, root, loaded, gap)), root, loaded)
+    answer = _as_the_daemon_has_it(_why(root, loaded, gap), root, loaded)
     if as_json:
         emit(answer)
     else:
@@ -124,8 +124,8 @@ def _as_the_daemon_has_it(
     return answer if is_plain else {**answer, "reason": reason}
 
 
-async def _why(root: Path, loaded: Loaded, gap_id: str) -> Mapping[str, object]:
-    planned = await plan(root, loaded)
+def _why(root: Path, loaded: Loaded, gap_id: str) -> Mapping[str, object]:
+    planned = plan(root, loaded)
     backlog = planned.backlog
     entry = backlog.find(gap_id)
     place = str(entry.place) if entry is not None else None
@@ -170,7 +170,7 @@ async def _why(root: Path, loaded: Loaded, gap_id: str) -> Mapping[str, object]:
 def history_command(invocation: Invocation, *, limit: int, gap: str | None, as_json: bool) -> None:
     """List the dispatches that have ended, newest first."""
     root, loaded = opened(invocation)
-    records, under_way = wait_for(partial(_ended, root, loaded, limit, gap or ""))
+    records, under_way = looking.at_once(partial(_ended, root, loaded, limit, gap or ""))
     ended = [_row(record) for record in records]
     if as_json:
         emit({"dispatches": ended})
@@ -212,7 +212,7 @@ def _reason(row: Mapping[str, Any]) -> str:
 
 async def _ended(root: Path, loaded: Loaded, limit: int, gap: str) -> tuple[list[Record], int]:
     """Return the dispatches that ended last, newest first, and how many have not ended yet."""
-    async with premises.open_ledger(root, loaded, readonly=True) as ledger:
+    async with looking.open_ledger(root, loaded) as ledger:
         records = await ledger.latest(EVERYTHING, gap)
     ended = [one for one in records if one.outcome is not None and one.ended_at is not None]
     # A request may be merged long after younger dispatches have ended. Of a tie, the younger.
@@ -267,7 +267,7 @@ def backlog_command() -> None:
 def check_command(invocation: Invocation, *, backlog: Path | None, as_json: bool) -> int:
     """List the entries that cannot be used, and what is odd; exit 1 if there are any of those."""
     root, loaded = opened(invocation, flags(backlog, None, None))
-    found = wait_for(partial(premises.read_backlog, root, loaded))
+    found = looking.read_backlog(root, loaded)
     with streams.for_whom_it_may_concern():
         _tell_checked(found, as_json=as_json)
     return ExitCode.FAILED if found.rejected else ExitCode.DONE

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
-import anyio
 
 from chump_orchestrator import config, premises, telling
 from chump_orchestrator.cli.options import Invocation, here
 from chump_orchestrator.cli.render import note
 from chump_orchestrator.config import Loaded
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.errors import ConfigError
 
 Result = TypeVar("Result")
@@ -89,4 +88,9 @@ def _log_to_stderr(loaded: Loaded | None = None) -> None:
 
 def wait_for(work: Callable[[], Awaitable[Result]]) -> Result:
     """Run `work` in a loop of its own and return what it does."""
+    import anyio  # noqa: PLC0415 - slow to import, and not for those who only look
+
+    # What has been imported stays; the collector need not look at it ever again.
+    gc.freeze()
+    gc.enable()
     return anyio.run(work)

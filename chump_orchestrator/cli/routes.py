@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from chump_orchestrator.cli.options import Invocation, as_json, everywhere
 from chump_orchestrator.cli.render import dollars, emit, note, say, table
 from chump_orchestrator.cli.repository import opened, wait_for
 from chump_orchestrator.config import Loaded
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.learning import Experience
 from chump_orchestrator.core.routing import Route, RoutePolicy, Rule
 
@@ -43,7 +43,7 @@ def routes_command(invocation: Invocation, *, as_json: bool) -> None:
 
 async def _look(root: Path, loaded: Loaded) -> _Shown:
     policy = await premises.routes(root, loaded)
-    return _Shown(policy, await premises.outcomes(root, loaded))
+    return _Shown(policy, premises.outcomes(root, loaded))
 
 
 def _tell_rules(policy: RoutePolicy, loaded: Loaded) -> None:

@@ -8,9 +8,7 @@ import os
 import re
 import stat
 import sys
-import tempfile
 import tomllib
-from functools import partial
 from pathlib import Path
 
 import click
@@ -18,7 +16,7 @@ import click
 from chump_orchestrator import config, premises
 from chump_orchestrator.cli.options import Invocation, as_json, everywhere
 from chump_orchestrator.cli.render import emit, note, say, table
-from chump_orchestrator.cli.repository import entered, located, opened, wait_for
+from chump_orchestrator.cli.repository import entered, located, opened
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.settings.rules import toml
 from chump_orchestrator.settings.schema import Settings, flatten, rule_of
@@ -49,7 +47,7 @@ def check_command(invocation: Invocation, *, quiet: bool) -> None:
     grounds = entered(invocation)
     wrong = grounds.wrong.splitlines()
     try:
-        wait_for(partial(premises.routes, grounds.root, grounds.loaded))
+        premises.routes_at_once(grounds.root, grounds.loaded)
     except ConfigError as error:
         wrong += str(error).splitlines()
     if not quiet:
@@ -172,6 +170,8 @@ def _consents_there(data: bytes) -> bool:
 def _write(path: Path, data: bytes, *, mode: int | None) -> None:
     """Write a file whole or not at all; a `mode` of `None` keeps mode and owner it has."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    import tempfile  # noqa: PLC0415 - slow to import, and for `init` alone
+
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     temporary = Path(name)
     try:

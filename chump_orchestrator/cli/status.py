@@ -10,11 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import click
 
-from chump_orchestrator import premises
+from chump_orchestrator import looking, premises
 from chump_orchestrator.adapters.host import HostClock
 from chump_orchestrator.cli import board, client, streams
 from chump_orchestrator.cli.exits import ExitCode
@@ -52,7 +50,7 @@ def status_command(invocation: Invocation, *, watch: bool, as_json: bool) -> int
     except client.NotRunning:
         grounds.require()
         code = ExitCode.NOT_RUNNING
-        status = wait_for(partial(_from_ledger, grounds.root, grounds.loaded))
+        status = looking.at_once(partial(_from_ledger, grounds.root, grounds.loaded))
     with streams.for_whom_it_may_concern():
         if as_json:
             emit(status)
@@ -64,6 +62,8 @@ def status_command(invocation: Invocation, *, watch: bool, as_json: bool) -> int
 
 def _watch(grounds: Grounds) -> int:
     """Show the status until the daemon ends, or Ctrl-C."""
+    import anyio.to_thread  # noqa: PLC0415 - slow to import
+
     shown = board.Board()
 
     async def ask() -> board.Status:
@@ -84,7 +84,7 @@ def _watch(grounds: Grounds) -> int:
 
 
 async def _from_ledger(root: Path, loaded: Loaded) -> dict[str, Any]:
-    async with premises.open_ledger(root, loaded, readonly=True) as ledger:
+    async with looking.open_ledger(root, loaded) as ledger:
         records = await ledger.records(active=True)
         pause = await ledger.pause()
         parked = await ledger.parked()
@@ -117,8 +117,8 @@ async def _from_ledger(root: Path, loaded: Loaded) -> dict[str, Any]:
 async def _ready(root: Path, loaded: Loaded, ledger: Ledger) -> int | None:
     """Count the eligible gaps; `None`, with a note, when the backlog cannot be read."""
     try:
-        backlog = await premises.read_backlog(root, loaded)
-        standing = await premises.standing(root, loaded, backlog, ledger)
+        backlog = looking.read_backlog(root, loaded)
+        standing = await looking.standing(root, loaded, backlog, ledger)
     except (ConfigError, Refused, Unavailable) as error:
         note(f"note: the backlog cannot be read: {error}")
         return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import date, datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import (
     DONE,
     OPEN,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.outcome import (
     STOPPED_BY_OPERATOR,
@@ -188,6 +188,8 @@ def _doubled(first: timedelta, times: int, cap: timedelta) -> timedelta:
 
 def fingerprint(gap: Gap) -> str:
     """Return a digest of what a parked gap is freed by when it changes (behaviour X2)."""
+    import hashlib  # noqa: PLC0415 - half as long about as all that a plan imports of core
+
     digest = hashlib.sha256()
     for part in (gap.title, gap.description, *gap.acceptance, "\0", *gap.depends_on):
         digest.update(part.encode() + b"\0")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import Gap, on_one_line
 
 TEXT_LIMIT = 200_000

@@ -7,12 +7,13 @@ that is nearly reached starts no more at once than are expected to stay within i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from types import MappingProxyType
 
 from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import Effort
 from chump_orchestrator.core.outcome import OutcomeKind
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.causes import Cause
-from chump_orchestrator.core.learning import SAYS_NOTHING
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.outcome import OutcomeKind
 from chump_orchestrator.core.routing import Candidate, Route, key_of
 
@@ -51,7 +50,7 @@ def hands_over(kind: OutcomeKind | None, cause: Cause | None, *, is_excused: boo
 
 def after(known: Round, attempt: Attempt) -> Round:
     """Return the round of a gap as an attempt at it leaves it."""
-    if attempt.kind is None or attempt.kind in SAYS_NOTHING:
+    if attempt.kind is None or attempt.kind.says_nothing:
         return known
     if not hands_over(attempt.kind, attempt.cause, is_excused=attempt.is_excused):
         is_silent = attempt.kind is OutcomeKind.SPAWN_FAILED

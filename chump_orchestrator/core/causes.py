@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
+
+from chump_orchestrator.core.deferred import dataclass
 
 
 class Cause(StrEnum):
@@ -166,8 +168,12 @@ _SIGNS = (
     ),
 )
 
-_COMPILED = {sign: re.compile(f"({sign.pattern})|{sign.then}|\\n") for sign in _SIGNS if sign.then}
-_COMPILED |= {sign: re.compile(sign.pattern) for sign in _SIGNS if not sign.then}
+
+@cache
+def _compiled(sign: _Sign) -> re.Pattern[str]:
+    # When it is first looked for: to compile all of them takes longer than most commands have.
+    return re.compile(f"({sign.pattern})|{sign.then}|\\n" if sign.then else sign.pattern)
+
 
 SEARCHED = 262_144
 """Characters of an agent's last words that are searched, from the end."""
@@ -187,11 +193,11 @@ def _stands(sign: _Sign, lowered: str) -> bool:
     if not any(word in lowered for word in sign.words):
         return False
     if not sign.then:
-        return _COMPILED[sign].search(lowered) is not None
+        return _compiled(sign).search(lowered) is not None
     # One pass over both parts and the ends of lines: a bounded wildcard between the parts would
     # be tried from each first part anew.
     first_ends: int | None = None
-    for found in _COMPILED[sign].finditer(lowered):
+    for found in _compiled(sign).finditer(lowered):
         if found[0] == "\n":
             first_ends = None
         elif found[1] is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import on_one_line
 from chump_orchestrator.core.outcome import PullRequest
 from chump_orchestrator.core.records import Watch

@@ -6,11 +6,11 @@ A dispatch that ended for the books without a merge leaves its request to the fo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind
 from chump_orchestrator.core.pull import PullRequest, PullState
 from chump_orchestrator.core.records import Record, Watch

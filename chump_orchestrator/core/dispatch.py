@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import SHOWN, Effort, Gap, on_one_line
 from chump_orchestrator.core.routing import Route
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
 from enum import StrEnum
+
+from chump_orchestrator.core.deferred import dataclass
 
 ID_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9]*([-_][A-Za-z0-9]+)+", re.ASCII)
 """What a gap id looks like. It becomes a branch, a folder and an argument, so it is rejected,

@@ -8,17 +8,17 @@ forgotten.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import date
+from typing import TYPE_CHECKING
 
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import Gap
 from chump_orchestrator.core.outcome import OutcomeKind
-from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.routing import (
     Candidate,
     Route,
@@ -28,6 +28,9 @@ from chump_orchestrator.core.routing import (
     task_class,
 )
 
+if TYPE_CHECKING:
+    from chump_orchestrator.core.reflection import Reflection
+
 HALF_LIFE_DAYS = 30.0
 """After so many days a row weighs half: models and their prices change within months."""
 
@@ -36,9 +39,6 @@ HORIZON_DAYS = 365
 
 CHEAPEST_USD = 0.01
 """What an attempt counts as at least: below that, costs say nothing of value."""
-
-SAYS_NOTHING = frozenset({OutcomeKind.RACE_ABANDONED, OutcomeKind.LOST, OutcomeKind.CANCELLED})
-"""Ends that count neither as success nor as failure."""
 
 _POINTS = 128
 _DEVIATIONS = 8.0
@@ -153,6 +153,8 @@ def ranked(
 
 def _chance(gap: str, attempts: int, candidate: Candidate) -> float:
     """Return a number between 0 and 1 that nobody can tell from chance, the same for the same."""
+    import hashlib  # noqa: PLC0415 - only where routing learns
+
     text = "\0".join((gap, str(attempts), *candidate))
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return (int.from_bytes(digest[:8]) + 0.5) / 2**64
@@ -163,7 +165,7 @@ def experience(rows: Iterable[Outcomes], today: date) -> Experience:
     sums: dict[Kind, dict[Candidate, list[float]]] = {}
     for row in rows:
         # A usage limit is nobody's failure, and not the candidate's (behaviour X4).
-        if row.outcome in SAYS_NOTHING or row.cause == Cause.USAGE_LIMIT:
+        if OutcomeKind(row.outcome).says_nothing or row.cause == Cause.USAGE_LIMIT:
             continue
         age = max((today - row.day).days, 0)
         if age > HORIZON_DAYS:

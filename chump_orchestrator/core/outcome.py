@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.dispatch import Deadlines
 from chump_orchestrator.core.pull import Checks, PullRequest, PullState, listed
 
@@ -59,6 +59,11 @@ class OutcomeKind(StrEnum):
         if self in (OutcomeKind.SHIPPED, OutcomeKind.RACE_ABANDONED):
             return "success"
         return "cancelled" if self is OutcomeKind.CANCELLED else "failure"
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it tells neither for nor against who did the work (behaviour G4)."""
+        return self in (OutcomeKind.RACE_ABANDONED, OutcomeKind.LOST, OutcomeKind.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date
 from functools import cached_property
 from heapq import merge
 from itertools import islice
 
 from chump_orchestrator.core.backlog import Backlog, Lane, Ready, lane_of
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import PERPETUAL, Effort, Gap, Kind, Priority, Rejection
 
 _PRIORITY_RANK = {priority: rank for rank, priority in enumerate(Priority)}

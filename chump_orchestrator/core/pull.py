@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+
+from chump_orchestrator.core.deferred import dataclass
 
 MOST_NAMED = 10
 """Of failing checks, so many are named; a matrix may have hundreds."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.dispatch import Dispatch, Workspace
 from chump_orchestrator.core.outcome import Exit, Outcome, OutcomeKind
 from chump_orchestrator.core.pull import Checks, PullRequest, PullState

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import Effort, Priority, domain_of
 from chump_orchestrator.core.outcome import OutcomeKind
 

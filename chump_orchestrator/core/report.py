@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.outcome import OutcomeKind, PullState
 from chump_orchestrator.core.records import Record
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.core.gap import Effort, Gap, Priority, is_null, on_one_line
 

@@ -7,12 +7,12 @@ stage is on record before the next effect, and every effect may be repeated.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
 from chump_orchestrator.core.causes import Cause
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.dispatch import Dispatch, Workspace
 from chump_orchestrator.core.gap import Gap, on_one_line, plain
 from chump_orchestrator.core.outcome import Exit

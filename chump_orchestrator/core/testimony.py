@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from typing import Protocol, TypeVar, runtime_checkable
+
+from chump_orchestrator.core.deferred import dataclass
 
 Number = TypeVar("Number", int, float)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,8 @@ def address(path: Path) -> Iterator[str]:
     if len(os.fsencode(path)) <= LONGEST_ADDRESS:
         yield str(path)
         return
+    import tempfile  # noqa: PLC0415 - slow to import, and most addresses are short
+
     private = tempfile.gettempdir()
     if len(os.fsencode(private)) + len(os.fsencode(path.name)) > LONGEST_ADDRESS // 2:
         private = "/tmp"  # noqa: S108 - mkdtemp makes a folder of our own in it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
 from chump_orchestrator.core.brakes import fingerprint
@@ -13,15 +13,24 @@ from chump_orchestrator.core.outcome import OutcomeKind
 from chump_orchestrator.telling import Logger
 
 if TYPE_CHECKING:
-    from chump_orchestrator.core.ports import Leases, Ledger
+    from chump_orchestrator.core.ports import Ledger
+    from chump_orchestrator.core.records import Lease
 
 log = Logger()
+
+
+class LiveLeases(Protocol):
+    """Who has claimed which gap, which is all that is asked of the leases here."""
+
+    async def live(self) -> tuple[Lease, ...]:
+        """Return the leases that count now, as `core.ports.Leases` does."""
+        ...
 
 
 async def standing(
     backlog: Backlog,
     ledger: Ledger,
-    leases: Leases,
+    leases: LiveLeases,
     now: datetime,
     *,
     active: Mapping[str, str],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from pathlib import Path
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.settings.rules import Key
 from chump_orchestrator.settings.schema import Settings
 from chump_orchestrator.settings.toml_file import Found, checked

@@ -7,17 +7,17 @@ import math
 import posixpath
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import duration_from
 
 Key = tuple[str, ...]
 """A key behind the tables it lies in. No dotted text, as quoted parts may contain dots."""
 
-_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*(KiB|MiB|GiB)", re.ASCII)
+_SIZE = r"(?a)(\d{1,12}(?:\.\d{1,12})?)\s*(KiB|MiB|GiB)"
 _SIZE_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _DURATION_UNITS_MS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
 
@@ -139,7 +139,7 @@ def size(low: int = 0, *, empty: bool = False) -> Rule:
     def read(value: object) -> int:
         if empty and value == "":
             return 0
-        match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+        match = re.fullmatch(_SIZE, value.strip()) if isinstance(value, str) else None
         if match is None:
             raise Wrong(f"{shown(value)} is not a size")
         found = round(float(match[1]) * _SIZE_UNITS[match[2]])
@@ -173,8 +173,7 @@ def line(valid: str, wrong: Callable[[str], str | None] = lambda _: None) -> Rul
 
 def name(valid: str, pattern: str, complaint: str) -> Rule:
     """Return the rule for text that fits a pattern as a whole."""
-    matches = re.compile(pattern, re.ASCII).fullmatch
-    return line(valid, lambda text: None if matches(text) else complaint)
+    return line(valid, lambda text: None if re.fullmatch(pattern, text, re.ASCII) else complaint)
 
 
 def word(words: type[StrEnum]) -> Rule:
@@ -249,7 +248,7 @@ def escapes(text: str) -> str | None:
     return "it lies in git's own folder" if first.lower() == ".git" else None
 
 
-_ADDRESS = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*)):(\d{1,5})", re.ASCII)
+_ADDRESS = r"(?a)(?:\[([^\]]*)\]|([^:\[\]]*)):(\d{1,5})"
 
 
 def listening() -> Rule:
@@ -264,7 +263,7 @@ def listening() -> Rule:
             return "~ is not expanded" if path.startswith("~") else None if path else "no path"
         if not text:
             return None
-        match = _ADDRESS.fullmatch(text)
+        match = re.fullmatch(_ADDRESS, text)
         if match is None:
             return "this is no address with a port"
         import ipaddress  # noqa: PLC0415 - seldom needed
@@ -283,13 +282,13 @@ def listening() -> Rule:
     return line(valid, wrong)
 
 
-_BAD_IN_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)")
+_BAD_IN_REF = r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)"
 
 
 def prefix_complaint(text: str) -> str | None:
     """Say why no branch can begin with `text`, or `None`."""
     whole = f"{text}x"
-    bad = not text or whole.startswith(("/", "-", "refs/")) or _BAD_IN_REF.search(whole)
+    bad = not text or whole.startswith(("/", "-", "refs/")) or re.search(_BAD_IN_REF, whole)
     return "no branch can begin so" if bad else None
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.settings.rules import Key, Rule
 from chump_orchestrator.settings.tables import (

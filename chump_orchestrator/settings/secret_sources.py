@@ -10,9 +10,10 @@ import os
 import re
 import stat
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.settings.layers import Origin, OriginKind, Secret
 from chump_orchestrator.settings.passed import is_never_passed
 

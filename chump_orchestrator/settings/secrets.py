@@ -16,7 +16,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_SECRET_SHAPE = re.compile(
+_SHAPE = (
     r"\b(sk-|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza)[\w-]{8,}"
     r"|(?<=Bearer )\S+|(?<=Basic )\S+"
 )
@@ -39,10 +39,8 @@ def secret_values(variables: Mapping[str, str], always: Iterable[str] = ()) -> t
     )
 
 
-_ASSIGNED = re.compile(
-    r"""(?P<name>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s"'&;]+)""", re.ASCII
-)
-_VARIABLE = re.compile(r"(?P<option>-[^=]*=)?(?P<name>[A-Za-z_]\w*)=.", re.ASCII | re.DOTALL)
+_ASSIGNED = r"""(?a)(?P<name>[A-Za-z_][\w.-]*)=(?P<value>"[^"]*"|'[^']*'|[^\s"'&;]+)"""
+_VARIABLE = r"(?as)(?P<option>-[^=]*=)?(?P<name>[A-Za-z_]\w*)=."
 
 
 def masked_arguments(arguments: tuple[str, ...]) -> Iterator[str]:
@@ -55,7 +53,7 @@ def masked_arguments(arguments: tuple[str, ...]) -> Iterator[str]:
     for argument in arguments:
         option, has_value, _ = argument.partition("=")
         is_hidden = option.startswith("-") and is_secret(option.replace("-", "_"))
-        variable = _VARIABLE.match(argument)
+        variable = re.match(_VARIABLE, argument)
         if hide and not argument.startswith("--"):
             yield MASK
         elif is_hidden and has_value:
@@ -63,7 +61,7 @@ def masked_arguments(arguments: tuple[str, ...]) -> Iterator[str]:
         elif variable is not None and is_secret(variable["name"]):
             yield argument[: variable.end() - 1] + MASK
         else:
-            yield _ASSIGNED.sub(_without_value, argument)
+            yield re.sub(_ASSIGNED, _without_value, argument)
         hide = is_hidden and not has_value
 
 
@@ -79,7 +77,9 @@ def _without_value(assigned: re.Match[str]) -> str:
 
 def masked(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` without `secrets`, and without what has the shape of one."""
-    text = _SECRET_SHAPE.sub(MASK, _USER_INFO.sub(MASK, text))
+    if not text:
+        return text
+    text = re.sub(_SHAPE, MASK, _USER_INFO.sub(MASK, text))
     for secret in secrets:
         text = text.replace(secret, MASK)
     return text

@@ -3,16 +3,15 @@
 The classes mirror the tables one by one; the whole, and the keys without a table, is `Settings`.
 """
 
-# ruff: noqa: RUF009 - `key` is `field` with a rule
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from types import MappingProxyType
 from typing import TypeVar
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import Effort, Priority
 from chump_orchestrator.core.routing import canonical_backend
 from chump_orchestrator.settings import rules

@@ -6,10 +6,10 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from dataclasses import field, replace
 from pathlib import Path
 
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.gap import plain
 from chump_orchestrator.core.routing import canonical_backend
 from chump_orchestrator.settings.rules import Key, Wrong, escapes, shown, toml
@@ -52,8 +52,11 @@ def _outwards(key: Key) -> Iterator[Key]:
 
 def dotted(key: Key) -> str:
     """Return a key as it is written in TOML."""
-    bare = re.compile(r"[A-Za-z0-9_-]+", re.ASCII).fullmatch
-    return ".".join(part if bare(part) else toml(plain(part)[:80]) for part in key)
+    return ".".join(part if _is_bare(part) else toml(plain(part)[:80]) for part in key)
+
+
+def _is_bare(part: str) -> bool:
+    return part.isascii() and part.replace("-", "_").replace("_", "0").isalnum()
 
 
 def checked(key: Key, value: object) -> object:
@@ -213,6 +216,8 @@ def _siblings(above: Key) -> list[str]:
 
 def _unknown(key: Key) -> str:
     siblings = _siblings(key[:-1])
+    from difflib import get_close_matches  # noqa: PLC0415 - for those who mistype
+
     close = get_close_matches(key[-1].lower().replace("-", "_"), siblings, n=1)
     elsewhere = [k for k in RULES if k[-1] == key[-1]]
     if close:
@@ -225,11 +230,10 @@ def _unknown(key: Key) -> str:
     return f"there is no such key; {place} may have {', '.join(siblings)}"
 
 
-_TOKEN = re.compile(
-    r'''(?P<long>"""(?:\\.|[^\\])*?"""+|\'\'\'.*?\'\'\'+)'''
+_PIECE = (
+    r'''(?s)(?P<long>"""(?:\\.|[^\\])*?"""+|\'\'\'.*?\'\'\'+)'''
     r"""|(?P<quoted>"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
-    r"|(?P<bare>[A-Za-z0-9_-]+)|(?P<comment>\#[^\n]*)|(?P<mark>[\[\]{}=\n])|.",
-    re.DOTALL,
+    r"|(?P<bare>[A-Za-z0-9_-]+)|(?P<comment>\#[^\n]*)|(?P<mark>[\[\]{}=\n])|."
 )
 
 
@@ -241,7 +245,7 @@ def _lines(text: str) -> Iterator[tuple[Key, int]]:
     line, depth, table = 1, 0, ()  # type: tuple[int, int, Key]
     parts: list[str] = []
     header = in_value = False
-    for token in _TOKEN.finditer(text):
+    for token in re.finditer(_PIECE, text):
         kind, word = token.lastgroup, token[0]
         if kind == "mark" and in_value:
             depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(word, 0)

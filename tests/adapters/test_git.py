@@ -9,7 +9,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from chump_orchestrator.adapters.git import LOCK_NAME, Git, environment, find_repository
+from chump_orchestrator.adapters.git import LOCK_NAME, Git
+from chump_orchestrator.adapters.git_asked import find_repository
+from chump_orchestrator.adapters.git_manners import environment
 from chump_orchestrator.core.errors import Refused, Unavailable
 from tests.adapters.repositories import a_repository, commit, git
 
@@ -223,8 +225,8 @@ async def test_the_main_work_tree_is_found_from_anywhere(tmp_path: Path) -> None
     (repository.root / "sub" / "folder").mkdir(parents=True)
 
     for start in (repository.root, repository.root / "sub" / "folder", linked):
-        assert await find_repository(start, env()) == repository.root
-    assert await find_repository(repository.root / ".git", env()) == repository.root
+        assert find_repository(start, env()) == repository.root
+    assert find_repository(repository.root / ".git", env()) == repository.root
     assert Git(repository.root, env()).common_dir == repository.root / ".git"
 
 
@@ -238,7 +240,7 @@ async def test_a_submodule_is_found_as_a_repository_of_its_own(tmp_path: Path) -
     linked = tmp_path / "linked"
     git(outer.root / "sub", "worktree", "add", "-q", "--detach", str(linked))
 
-    found = await find_repository(linked, env())
+    found = find_repository(linked, env())
 
     assert found == outer.root / "sub"
     assert Git(found, env()).common_dir == outer.root / ".git" / "modules" / "sub"
@@ -250,12 +252,12 @@ async def test_where_there_is_no_work_tree_the_remedy_is_told(tmp_path: Path) ->
     git(repository.origin, "worktree", "add", "-q", "--detach", str(linked))
 
     with pytest.raises(Refused, match="--repo-root"):
-        await find_repository(tmp_path, env())
+        find_repository(tmp_path, env())
     with pytest.raises(Refused, match="is no folder"):
-        await find_repository(tmp_path / "nothing", env())
+        find_repository(tmp_path / "nothing", env())
     for start in (repository.origin, linked):
         with pytest.raises(Refused, match="without --bare"):
-            await find_repository(start, env())
+            find_repository(start, env())
 
 
 async def test_a_ref_that_an_agent_moves_during_a_fetch_is_fetched_again(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
     return path
 
 
-async def test_g1_the_whole_table_is_read(tmp_path: Path) -> None:
-    table = await load_table(written(tmp_path, TABLE), BACKENDS)
+def test_g1_the_whole_table_is_read(tmp_path: Path) -> None:
+    table = load_table(written(tmp_path, TABLE), lambda: BACKENDS)
 
     assert table == RoutingTable(
         rules=(
@@ -57,12 +57,12 @@ async def test_g1_the_whole_table_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "routes: []\n", "routes:\n", "null\n"])
-async def test_g1_a_table_without_rules_sends_nothing_anywhere(tmp_path: Path, text: str) -> None:
-    assert await load_table(written(tmp_path, text), BACKENDS) == RoutingTable()
+def test_g1_a_table_without_rules_sends_nothing_anywhere(tmp_path: Path, text: str) -> None:
+    assert load_table(written(tmp_path, text), lambda: BACKENDS) == RoutingTable()
 
 
-async def test_g1_a_missing_file_is_a_table_without_rules(tmp_path: Path) -> None:
-    assert await load_table(tmp_path / "routing.yaml", BACKENDS) == RoutingTable()
+def test_g1_a_missing_file_is_a_table_without_rules(tmp_path: Path) -> None:
+    assert load_table(tmp_path / "routing.yaml", lambda: BACKENDS) == RoutingTable()
 
 
 @pytest.mark.parametrize(
@@ -80,27 +80,27 @@ async def test_g1_a_missing_file_is_a_table_without_rules(tmp_path: Path) -> Non
         (b"routes: [{match: {effort: huge}, candidates: []}]\n", "'huge' is not among xs, s, m"),
     ],
 )
-async def test_g1_a_malformed_table_is_refused_with_its_place(
+def test_g1_a_malformed_table_is_refused_with_its_place(
     tmp_path: Path, text: bytes, told: str
 ) -> None:
     path = written(tmp_path, text)
 
     with pytest.raises(ConfigError) as caught:
-        await load_table(path, BACKENDS)
+        load_table(path, lambda: BACKENDS)
 
     assert str(caught.value).startswith(str(path))
     assert told in str(caught.value)
 
 
-async def test_a_file_that_cannot_be_read_is_the_operators_business(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_the_operators_business(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read: .*; see routing\.table"):
-        await load_table(tmp_path, BACKENDS)
+        load_table(tmp_path, lambda: BACKENDS)
 
 
-async def test_a_file_beyond_the_limit_is_refused(
+def test_a_file_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routing_file, "SIZE_LIMIT", 100)
 
     with pytest.raises(ConfigError, match="larger than 100 bytes"):
-        await load_table(written(tmp_path, TABLE), BACKENDS)
+        load_table(written(tmp_path, TABLE), lambda: BACKENDS)

@@ -34,7 +34,7 @@ from chump_orchestrator.adapters.local.files import (
 from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S
 from chump_orchestrator.adapters.local.remains import give_up, is_held
 from chump_orchestrator.adapters.local.shims import kill_shim
-from chump_orchestrator.adapters.process import SHORTAGES
+from chump_orchestrator.adapters.starting import SHORTAGES
 from chump_orchestrator.core.dispatch import (
     SESSION,
     Command,

@@ -1,0 +1,106 @@
+"""One question to git and its answer, for a command that does nothing else meanwhile.
+
+No loop, no lock, and nothing that changes a repository or goes over the network: for that there is
+`git`. Options and environment are the same, those of `git_manners`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from chump_orchestrator.adapters.git_manners import (
+    OPTIONS,
+    TIMEOUT_S,
+    environment,
+    joined,
+    last_lines,
+)
+from chump_orchestrator.adapters.starting import explained, without_manager
+from chump_orchestrator.core.errors import Refused, Unavailable
+
+LIMIT_BYTES = 64 * 1024 * 1024
+"""Most that an answer may have."""
+
+Answer = subprocess.CompletedProcess[bytes]
+
+
+def ask(where: Path, env: Mapping[str, str], *args: str, timeout_s: float = TIMEOUT_S) -> Answer:
+    """Run one command in the folder `where` and return its exit code and all that it wrote.
+
+    Raises `Unavailable` when it does not end within `timeout_s` or cannot be started now, and
+    `Refused` when it never can, or says too much. Nothing of it is left then, nor after Ctrl-C.
+    """
+    try:
+        process = subprocess.Popen(
+            ("git", *OPTIONS, *args),
+            cwd=where,
+            env=without_manager(environment(env)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise explained("git", where, error) from error
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            raise Unavailable(
+                f"git did not finish within {timeout_s:g} s and was killed; see whether it waits"
+                " for a network, a lock or an answer"
+            ) from None
+        except BaseException:
+            _kill(process)
+            raise
+    if max(len(out), len(err)) > LIMIT_BYTES:
+        raise Refused(f"git wrote more than {LIMIT_BYTES} bytes; ask for less")
+    return Answer(process.args, process.returncode, out, err)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def find_repository(start: Path, env: Mapping[str, str]) -> Path:
+    """Return the main work tree of the repository around `start`, also from a linked worktree.
+
+    Raises `Refused` when there is none, or when it is bare, with what to do about it.
+    """
+    remedy = "name one with --repo-root, or run `git init` there first"
+    if not start.is_dir():
+        raise Refused(f"{start} is no folder; {remedy}")
+    # The last question fails where there is no work tree, when the others have been answered.
+    asked = ask(
+        start,
+        env,
+        *("rev-parse", "--path-format=absolute", "--git-dir", "--git-common-dir"),
+        "--show-toplevel",
+    )
+    own, common, top = (*asked.stdout.decode("utf-8", "surrogateescape").split("\n", 2), "", "")[:3]
+    if not own or not common:
+        why = last_lines(asked.stderr)
+        raise Refused(f"{start} is not in a usable git repository ({why}); {remedy}")
+    if own == common and asked.returncode == 0 and top.strip():
+        return Path(top.removesuffix("\n"))
+    folder = Path(common)
+    settings = ("config", "--file", str(folder / "config"))
+    bare = ask(start, env, *settings, "--type=bool", "--get", "core.bare")
+    if bare.stdout.strip() != b"true":
+        moved = ask(start, env, *settings, "--type=path", "--get", "core.worktree")
+        if moved.returncode == 0:
+            place = moved.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")
+            return joined(folder, place)
+        if folder.name == ".git":
+            return folder.parent
+    raise Refused(
+        f"the repository {folder} has no work tree of its own; clone it without --bare and name"
+        " the clone with --repo-root"
+    )
