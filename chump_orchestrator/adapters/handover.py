@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from chump_orchestrator.adapters import rooms
 from chump_orchestrator.adapters.registrations import registrations
+from chump_orchestrator.adapters.seals import Seal
+from chump_orchestrator.adapters.traces import Traces
 from chump_orchestrator.core.errors import Unavailable
-
-NEEDED = frozenset({"HEAD", "commondir", "gitdir", "index", "locked", "refs"})
-"""What git has in the administrative folder of every worktree."""
-
-REMEMBERED = frozenset(
-    {"ORIG_HEAD", "FETCH_HEAD", "COMMIT_EDITMSG", "MERGE_MSG", "AUTO_MERGE", "logs"}
-)
-"""What it has there of who worked in it."""
 
 
 @dataclass(slots=True)
 class Member:
-    """A prepared worktree, its administrative folder, and the commit it is at."""
+    """A prepared worktree, its administrative folder, and the commit it is at.
+
+    `seal` is `None` until it was found clean. `traces` are what a dispatch has left in it that is
+    to be made good, and `has_served` says that one had it.
+    """
 
     path: Path
     admin: Path
     base: str
+    seal: Seal | None = None
+    traces: Traces | None = None
+    has_served: bool = False
 
 
 def hand_over(member: Member, path: str, ref: str, reason: str) -> bool:
@@ -55,6 +51,37 @@ def hand_over(member: Member, path: str, ref: str, reason: str) -> bool:
     return True
 
 
+def hand_back(path: Path, admin: Path, place: Path, base: str, reason: str) -> bool:
+    """Take a worktree from its branch, rename it to `place`, and lock it for `reason`. Blocks.
+
+    The reverse of `hand_over`, in an order that leaves nothing which is not found: cut short, it
+    is a folder without a registration, or lies in `place`. False where its files are not what
+    they are everywhere today, and nothing is changed then.
+    """
+    gitdir = admin / "gitdir"
+    try:
+        if (
+            gitdir.read_text("utf-8").rstrip("\n") != f"{path}/.git"
+            or not Path((path / ".git").read_text("utf-8")[8:]).is_absolute()
+        ):
+            return False
+        _replace(gitdir, f"{place}/.git")
+        path.rename(place)
+        _replace(admin / "HEAD", base)
+        relock(admin, reason)
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"{path} cannot become {place}: {error}") from error
+    return True
+
+
+def put_at(admin: Path, base: str) -> None:
+    """Have a worktree's HEAD be a commit, and no branch."""
+    try:
+        _replace(admin / "HEAD", base)
+    except OSError as error:
+        raise Unavailable(f"{admin} cannot be written: {error.strerror}") from error
+
+
 def relock(admin: Path, reason: str) -> None:
     """Lock a worktree for another reason, in one step."""
     try:
@@ -67,45 +94,6 @@ def _replace(file: Path, line: str) -> None:
     draft = file.with_name(f"{file.name}.chump")
     draft.write_text(f"{line}\n", "utf-8")
     draft.replace(file)
-
-
-def is_ordinary(path: Path, admin: Path) -> bool:
-    """Whether a worktree is set up as git sets them up."""
-    try:
-        names = {one.name for one in admin.iterdir()}
-        if names - NEEDED - REMEMBERED or (path / ".git").is_symlink():
-            return False
-        if any(files for _, _, files in os.walk(admin / "refs")):
-            return False
-        told = (path / ".git").read_text("utf-8").removeprefix("gitdir:").strip()
-        return os.path.realpath(path / told) == os.path.realpath(admin)
-    except (OSError, ValueError):
-        return False
-
-
-def forget(admin: Path) -> None:
-    """Delete what git remembers there of who worked in it."""
-    for name in REMEMBERED:
-        with contextlib.suppress(FileNotFoundError):
-            if name == "logs":
-                shutil.rmtree(admin / name)
-            else:
-                (admin / name).unlink()
-
-
-def are_ordinary(path: Path, listed: Sequence[str]) -> bool:
-    """Whether git looks at every one of its files, and none is one of elsewhere, too."""
-    for line in listed:
-        mark, _, name = line.partition(" ")
-        if mark != "H":
-            return False
-        try:
-            found = (path / name).lstat()
-        except OSError:
-            return False
-        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
-            return False
-    return True
 
 
 def clean_up(folder: Path, common_dir: Path) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import os
+import re
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 
 from chump_orchestrator.adapters.git import Git, failure
@@ -45,6 +48,9 @@ IN_PROGRESS = {
     "BISECT_LOG": "a bisection",
 }
 """Left in a worktree's administrative folder by an operation that is not finished."""
+
+OVERLOOKED = re.compile(rb"(?:\A|\0)[a-zS] ")
+"""In what `ls-files -v -z` lists, a file that git was told to overlook."""
 
 MADE_AGAIN = frozenset(
     {"node_modules", "target", "vendor", "venv", ".venv", ".tox", ".cache", ".gradle"}
@@ -103,9 +109,9 @@ class Losses:
         head = tip
         if entry is not None and entry.branch != f"refs/heads/{workspace.branch}":
             head = await self._git.commit(entry.branch or entry.head)
-        underway = await anyio.to_thread.run_sync(_underway, entry)
-        reasons += [f"{name} is in progress" for name in sorted({name for name, _ in underway})]
-        stashes = await self._stashes(workspace.branch, head)
+        begun = await anyio.to_thread.run_sync(underway, entry)
+        reasons += [f"{name} is in progress" for name in sorted({name for name, _ in begun})]
+        stashes = await self.stashes(workspace.branch, head)
         if stashes:
             reasons.append(f"{len(stashes)} stashed in it")
 
@@ -113,7 +119,7 @@ class Losses:
         if exists:
             changed, ignored = await self._status(path, entry, head or workspace.base)
             dirty = bool(changed)
-            precious = await anyio.to_thread.run_sync(self._precious, path, ignored)
+            precious = await anyio.to_thread.run_sync(self.precious, path, ignored)
             nested = await self._nested(path, entry, head or workspace.base, changed)
             if dirty:
                 reasons.append(f"{len(changed)} uncommitted or untracked, first {changed[0]!r}")
@@ -122,10 +128,9 @@ class Losses:
             reasons += [f"{place!r} is a repository of its own" for place in nested]
 
         tips = [oid for oid in dict.fromkeys((head, tip)) if oid]
-        unpushed = tips and await self._revisions("--max-count=1", *tips, *self._safe(workspace))
-        if unpushed:
+        if await self.unpushed(workspace, tips):
             reasons.append("commits of it are on no remote and not merged")
-        others = [await self._git.commit(oid) for _, oid in underway if oid]
+        others = [await self._git.commit(oid) for _, oid in begun if oid]
         commits = (*tips, *(oid for oid in (*others, *stashes) if oid))
         return Findings(
             tuple(reasons),
@@ -134,13 +139,13 @@ class Losses:
             dirty,
             precious,
             nested,
-            await self._is_pushed(workspace, tips, base_ref),
+            await self.is_pushed(workspace, tips, base_ref),
         )
 
-    def _safe(self, workspace: Workspace) -> tuple[str, ...]:
+    async def unpushed(self, workspace: Workspace, tips: Sequence[str]) -> bool:
+        """Whether a commit of these is on no remote, and not merged."""
         # Snapshots are no reason to remove, and neither are branches that may be removed next.
-        return (
-            "--not",
+        safe = (
             *filter(None, (workspace.base,)),
             f"--exclude={SALVAGED}*",
             "--glob=refs/chump/*",
@@ -149,8 +154,10 @@ class Losses:
             f"--exclude={workspace.branch}",
             "--branches",
         )
+        return bool(tips and await self._revisions("--max-count=1", *tips, "--not", *safe))
 
-    async def _is_pushed(self, workspace: Workspace, tips: list[str], base_ref: str) -> bool:
+    async def is_pushed(self, workspace: Workspace, tips: list[str], base_ref: str) -> bool:
+        """Whether a commit of a dispatch's own is on a remote."""
         if not tips:
             return False
         # Not what came from the base branch: an agent that merges it has pushed nothing.
@@ -173,20 +180,14 @@ class Losses:
     async def _status(
         self, path: Path, entry: Registration | None, head: str
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        async with index(self._git, path, entry, head) as (env, is_own):
-            finished = await self._git.run(
-                *QUIET,
-                "status",
-                "--porcelain=v1",
-                "-z",
-                "--no-renames",
-                "--untracked-files=all",
-                "--ignored=matching",
-                "--ignore-submodules=none",
-                cwd=path,
-                env=env,
-                timeout=SLOW,
-            )
+        look = (
+            *(*QUIET, "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"),
+            *("--ignored=matching", "--ignore-submodules=none"),
+        )
+        async with index(self._git, path, entry, head) as (env, _):
+            is_hiding = bool(await _overlooked(self._git, path, env))
+        async with index(self._git, path, entry, head, private=is_hiding) as (env, is_own):
+            finished = await self._git.run(*look, cwd=path, env=env, timeout=SLOW)
         if finished.code != 0:
             raise failure(("status",), finished)
         lines = [os.fsdecode(line) for line in finished.out.split(b"\0") if line]
@@ -224,7 +225,8 @@ class Losses:
     async def _revisions(self, *args: str) -> list[str]:
         return (await self._git.text("rev-list", *args, timeout=SLOW)).split()
 
-    def _precious(self, path: Path, ignored: Sequence[str]) -> tuple[str, ...]:
+    def precious(self, path: Path, ignored: Sequence[str]) -> tuple[str, ...]:
+        """Return which of the ignored files and folders count as work. Blocks."""
         return tuple(place for place in _files(path, ignored) if self._is_to_be_kept(place))
 
     def _is_to_be_kept(self, place: str) -> bool:
@@ -234,7 +236,8 @@ class Losses:
             for pattern in self._keep_ignored
         )
 
-    async def _stashes(self, branch: str, head: str) -> tuple[str, ...]:
+    async def stashes(self, branch: str, head: str) -> tuple[str, ...]:
+        """Return what was stashed on a branch, or where `head` was checked out without one."""
         # All worktrees share one stash; its messages say the branch, its first parent the HEAD.
         listed = await self._git.run("stash", "list", "--format=%H%x00%P%x00%gs")
         found = []
@@ -256,7 +259,8 @@ async def index(
     """Yield the variables that make git look at `path` through an index, and whose that is.
 
     The second value tells whether the worktree has an index of its own; where it has not, the
-    index is that of the commit `head`. With `private` it is a copy and may be written.
+    index is that of the commit `head`. With `private` it is a copy that may be written, and tells
+    git to overlook nothing that is there.
     """
     # GIT_DIR is told, not looked up: an agent may have removed or replaced its .git.
     admin = git.common_dir if entry is None or entry.broken else entry.admin
@@ -275,13 +279,33 @@ async def index(
             await anyio.to_thread.run_sync(shutil.copy2, own, copy)
         else:
             await git.text("read-tree", head, cwd=path, env=env)
+        if hidden := await _overlooked(git, path, env):
+            for flag in ("--no-assume-unchanged", "--no-skip-worktree"):
+                uncover = ("update-index", flag, "-z", "--stdin")
+                await git.text(*uncover, cwd=path, env=env, feed=b"\0".join(hidden) + b"\0")
         yield env, is_own
     finally:
-        for left in (copy, copy.with_name(f"{copy.name}.lock")):
-            left.unlink(missing_ok=True)
+        with anyio.CancelScope(shield=True):
+            for left in (copy, copy.with_name(f"{copy.name}.lock")):
+                await anyio.to_thread.run_sync(functools.partial(left.unlink, missing_ok=True))
 
 
-def _underway(entry: Registration | None) -> list[tuple[str, str]]:
+async def _overlooked(git: Git, path: Path, env: Mapping[str, str]) -> tuple[bytes, ...]:
+    """Return the files that are there and that an index tells git to overlook."""
+    listed = await git.run("ls-files", "-v", "-z", cwd=path, env=env)
+    if OVERLOOKED.search(listed.out) is None:
+        return ()
+    return await anyio.to_thread.run_sync(_there, os.fsencode(path), listed.out)
+
+
+def _there(path: bytes, listed: bytes) -> tuple[bytes, ...]:
+    lines = (line.partition(b" ") for line in listed.split(b"\0")[:-1])
+    hidden = (name for mark, _, name in lines if mark.islower() or mark == b"S")
+    return tuple(name for name in hidden if os.path.lexists(path + b"/" + name))
+
+
+def underway(entry: Registration | None) -> list[tuple[str, str]]:
+    """Return what was begun in a worktree and not finished, each with a commit of it. Blocks."""
     if entry is None:
         return []
     found = []

@@ -1,7 +1,8 @@
 """Worktrees made ahead of time: a dispatch gets one by a new branch and a new name.
 
-They lie in a folder of the orchestrator's own, detached at the base and found clean. Nobody's work
-is ever in them, so that they may be thrown away at any moment.
+They lie in a folder of the orchestrator's own, detached at the base, found clean, and sealed. One
+that a dispatch is done with is made again what its seal says. Nobody's work is ever in them, so
+that they may be thrown away at any moment.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,15 +19,18 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from chump_orchestrator.adapters import handover, rooms
+from chump_orchestrator.adapters import handover, restoring, rooms, seals
+from chump_orchestrator.adapters.checkouts import Conversions, written_with
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.handover import Member
-from chump_orchestrator.adapters.losses import QUIET
+from chump_orchestrator.adapters.losses import QUIET, Losses
 from chump_orchestrator.adapters.registrations import (
     REASON,
     Registration,
     registered,
 )
+from chump_orchestrator.adapters.seals import Seal
+from chump_orchestrator.adapters.traces import Cleared, Clearing
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 
@@ -43,11 +48,15 @@ SETTLED_S = 1.1
 UNDO_S = 60.0
 """Longest that a cancelled or failed step takes to leave nothing behind."""
 
+SPARE = 2
+"""How many times as many as are wanted may be there when dispatches give theirs back: those who
+come next take them, and none is made meanwhile."""
+
+_ODD = re.compile(rb"(?:\A|\0)[^H\0]")
+"""In what `ls-files -v -z` lists, a file that git does not simply look at."""
+
 _MOVE = ("worktree", "move", "--force", "--force", "--")
 """Forced twice, which takes one along that is locked."""
-
-_FILTERED = r"(^|[[:space:]])filter="
-"""In an attributes file, what sends files through a program when they are written."""
 
 
 class Prepared:
@@ -59,19 +68,28 @@ class Prepared:
     """
 
     def __init__(
-        self, git: Git, folder: Path, base_dir: Path, shortage: Callable[[], Awaitable[str]]
+        self,
+        git: Git,
+        folder: Path,
+        base_dir: Path,
+        losses: Losses,
+        conversions: Conversions,
+        shortage: Callable[[], Awaitable[str]],
     ) -> None:
         self._git = git
         self._base_dir = base_dir
         self._folder = Path(os.path.realpath(folder))
+        self._seals = self._folder.with_name(f"{self._folder.name}-seals")
+        self._conversions = conversions
+        self._clearing = Clearing(git, losses)
         self._shortage = shortage
         self._members: list[Member] = []
         self._returned: list[Member] = []
+        self._given: dict[Path, Seal] = {}
         self._turn = anyio.Lock()
         self._numbers = itertools.count(1)
         self._wanted = 0
         self._unfit_base = ""
-        self._plain_base = ""
 
     def __len__(self) -> int:
         """How many may be claimed now."""
@@ -109,6 +127,8 @@ class Prepared:
             if not is_given:
                 with anyio.move_on_after(UNDO_S, shield=True):
                     await self._undo(member, workspace, ref if is_made else "")
+        if is_given and member.seal is not None:
+            self._given[member.admin] = member.seal
         return is_given
 
     async def _give(self, member: Member, workspace: Workspace, reason: str) -> None:
@@ -120,7 +140,7 @@ class Prepared:
             # Refs that are no files, or paths that are relative, are git's own business.
             await self._git.text("symbolic-ref", "HEAD", ref, cwd=member.path)
         else:
-            await self._move_on(member, workspace.branch, is_branch=True)
+            await self._switch(member, workspace.branch)
         await anyio.to_thread.run_sync(handover.relock, member.admin, reason)
         await self._git.text(*_MOVE, str(member.path), workspace.path)
 
@@ -128,33 +148,31 @@ class Prepared:
         """Have `wanted` of them ready at the commit `base`; 0 lets go of all.
 
         Fewer, when there is no room, or when this repository's worktrees need more than files.
-        Raises `Unavailable` and `Refused` as git does. Cancelling leaves those that are whole.
+        More, when dispatches have given theirs back. Raises `Unavailable` and `Refused` as git
+        does. Cancelling leaves those that are whole.
         """
         self._wanted = wanted
         async with self._turn:
             if wanted == 0 or not base or base == self._unfit_base:
                 wanted = 0
-            await self._let_go(len(self._members) - wanted)
-            while self._returned:
-                member = self._returned.pop()
-                if len(self._members) >= wanted:
-                    await self._throw_away(member)
-                else:
-                    # Few of its files are young: the rest was there before its agent came.
-                    await self._make_ready(member, base, self._wipe, settles=False)
-            for member in [one for one in self._members if one.base != base]:
-                # It may have been claimed while another one was seen to.
-                if member in self._members:
-                    self._members.remove(member)
-                    await self._make_ready(member, base, self._move_on)
-            while len(self._members) < wanted and base != self._unfit_base:
-                if await self._shortage():
+            await self._let_go(wanted)
+            while True:
+                await self._receive(wanted, base)
+                stale = next((one for one in self._members if one.base != base), None)
+                if stale is not None:
+                    self._members.remove(stale)
+                    await self._make_ready(stale, base)
+                elif len(self._members) >= wanted or await self._is_impossible(base):
                     break
-                if not await anyio.to_thread.run_sync(self._make_folder):
+                elif not await anyio.to_thread.run_sync(self._make_folder):
                     log.info("worktrees.unprepared", base=base, why="it is on another disk")
                     self._unfit_base = base
                     break
-                await self._make_ready(await self._add(base), base, None)
+                else:
+                    await self._make_ready(await self._add(base), base, is_new=True)
+
+    async def _is_impossible(self, base: str) -> bool:
+        return base == self._unfit_base or bool(await self._shortage())
 
     async def empty(self) -> None:
         """Let go of all that are ready, without waiting for one that is being made."""
@@ -163,58 +181,69 @@ class Prepared:
         for member in gone:
             await self._throw_away(member)
 
-    async def take_back(self, workspace: Workspace, entry: Registration) -> bool:
+    async def clear(
+        self, workspace: Workspace, entry: Registration | None, base_ref: str
+    ) -> Cleared | None:
+        """Prove at one look that nothing can be lost with a worktree that came from here.
+
+        `None` when it did not, or that cannot be told so easily. Raises `Unavailable` as git does.
+        """
+        seal = None if entry is None else self._given.get(entry.admin)
+        if entry is None or seal is None:
+            return None
+        return await self._clearing.clear(workspace, entry, seal, base_ref)
+
+    async def take_back(
+        self, workspace: Workspace, entry: Registration, cleared: Cleared | None
+    ) -> bool:
         """Take over a dispatch's worktree, of which nothing can be lost; true when it is ours now.
 
-        False where it is not wanted, or is not quite like a new one: then it is as it was. Its
+        False where it is not wanted, or cannot be made like new; then it is to be deleted. Its
         branch is checked out nowhere then. The next `prepare` makes it like new.
         """
         path, place = Path(workspace.path), self._place()
-        if len(self._members) + len(self._returned) >= self._wanted:
+        seal = self._given.pop(entry.admin, None)
+        if seal is None:
             return False
-        if not await anyio.to_thread.run_sync(handover.is_ordinary, path, entry.admin):
-            return False
-        with anyio.CancelScope(shield=True):
+        is_ours = False
+        if cleared is not None and self._has_use():
+            given = (path, entry.admin, place, seal.base, WAITING)
             try:
-                listed = await self._git.run("ls-files", "-v", "-z", cwd=path)
-                files = [os.fsdecode(line) for line in listed.out.split(b"\0") if line]
-                if not await anyio.to_thread.run_sync(handover.are_ordinary, path, files):
-                    return False
                 await anyio.to_thread.run_sync(self._make_folder)
-                await self._git.text(*QUIET, "switch", "--quiet", "--detach", cwd=path)
-                await self._git.text(*_MOVE, str(path), str(place))
+                is_ours = await anyio.to_thread.run_sync(handover.hand_back, *given)
             except (Refused, Unavailable) as error:
                 log.debug("worktree.not_taken_back", path=str(path), error=str(error))
-                return False
-        self._returned.append(Member(place, entry.admin, ""))
-        return True
+                await anyio.to_thread.run_sync(rooms.delete, (place,))
+        if is_ours and cleared is not None:
+            left = (seal, cleared.traces, True)
+            self._returned.append(Member(place, entry.admin, seal.base, *left))
+        else:
+            await anyio.to_thread.run_sync(_unlink, seal.index)
+        return is_ours
 
     async def clean_up(self) -> None:
         """Delete what an earlier process has left; the lock is held."""
         await anyio.to_thread.run_sync(handover.clean_up, self._folder, self._git.common_dir)
+        await anyio.to_thread.run_sync(rooms.delete, (self._seals,))
 
-    async def _make_ready(
-        self,
-        member: Member,
-        base: str,
-        step: Callable[[Member, str], Awaitable[None]] | None,
-        *,
-        settles: bool = True,
-    ) -> None:
-        """Bring one to `base`, see that it is clean, and keep it, or throw it away.
+    def _has_use(self) -> bool:
+        return len(self._members) + len(self._returned) < SPARE * self._wanted
 
-        With `settles` its files are let grow older than its index, so that git trusts them.
-        """
+    async def _receive(self, wanted: int, base: str) -> None:
+        """Make those like new that dispatches have given back."""
+        while self._returned:
+            member = self._returned.pop()
+            if len(self._members) >= SPARE * wanted:
+                await self._throw_away(member)
+            else:
+                await self._make_ready(member, base)
+
+    async def _make_ready(self, member: Member, base: str, *, is_new: bool = False) -> None:
+        """Have one ready at `base`, and keep it, or throw it away."""
         is_ready = False
         try:
-            if step is not None:
-                await step(member, base)
-                member.base = base
-            if settles:
-                await anyio.sleep(SETTLED_S)
-                await self._git.run(*QUIET, "update-index", "-q", "--refresh", cwd=member.path)
-            why = await self._objection(member, base)
-            if why and step is None:
+            why = await self._bring(member, base)
+            if why and is_new:
                 log.info("worktrees.unprepared", base=base, why=why)
                 self._unfit_base = base
             is_ready = not why
@@ -226,13 +255,49 @@ class Prepared:
                 with anyio.move_on_after(UNDO_S, shield=True):
                     await self._throw_away(member)
 
+    async def _bring(self, member: Member, base: str) -> str:
+        """Bring one to `base`, clean and sealed; return why it is not to be used, or empty."""
+        place = self._seals / f"{member.path.name}-{next(self._numbers)}"
+        earlier = member.seal
+        try:
+            member.seal = await restoring.restore(self._git, member, base, place)
+            if member.seal is None and (why := await self._look_through(member, base, place)):
+                return why
+        finally:
+            if earlier is not None and earlier is not member.seal:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(_unlink, earlier.index)
+        return await self._need(member, base)
+
+    async def _look_through(self, member: Member, base: str, place: Path) -> str:
+        """Bring one to `base`, look at every file, and seal it; return what is wrong, or empty."""
+        if member.base != base:
+            await self._switch(member, "--detach", base)
+            member.base = base
+        # Its files are let grow older than its index, so that git trusts them.
+        await anyio.sleep(SETTLED_S)
+        await self._git.run(*QUIET, "update-index", "-q", "--refresh", cwd=member.path)
+        shown = await self._git.text(
+            *(*QUIET, "status", "--porcelain=v1", "--ignored", "--untracked-files=all"),
+            cwd=member.path,
+            timeout=MAKING,
+        )
+        if shown:
+            return f"it was not clean, first {shown.splitlines()[0][:200]!r}"
+        listed = await self._git.run("ls-files", "-v", "-z", cwd=member.path)
+        # One whose index tells git to overlook files may be used, once.
+        if listed.code == 0 and not _ODD.search(listed.out):
+            what = (member.path, member.admin, member.base, place)
+            member.seal = await anyio.to_thread.run_sync(seals.take, *what)
+        return ""
+
     async def _add(self, base: str) -> Member:
         place = self._place()
         entry = None
         async with self._git.lock():
             try:
                 await self._git.text(
-                    *(*QUIET, "-c", "checkout.workers=4", "worktree", "add", "--detach"),
+                    *(*written_with(), "worktree", "add", "--detach"),
                     *("--lock", "--reason", WAITING, "--", str(place), base),
                     timeout=MAKING,
                 )
@@ -245,59 +310,26 @@ class Prepared:
             raise Unavailable(f"{place} was not registered; see `git worktree list`")
         return Member(place, entry.admin, base)
 
-    async def _move_on(self, member: Member, to: str, *, is_branch: bool = False) -> None:
-        await self._git.text(
-            *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet"),
-            *((to,) if is_branch else ("--detach", to)),
-            cwd=member.path,
-            timeout=MAKING,
-        )
+    async def _switch(self, member: Member, *to: str) -> None:
+        switch = (*written_with(), "switch", "--quiet", *to)
+        await self._git.text(*switch, cwd=member.path, timeout=MAKING)
 
-    async def _wipe(self, member: Member, base: str) -> None:
-        await self._git.text(
-            *(*QUIET, "-c", "checkout.workers=4", "switch", "--quiet", "--force"),
-            *("--detach", base),
-            cwd=member.path,
-            timeout=MAKING,
-        )
-        await self._git.text("clean", "--quiet", "-ffdx", cwd=member.path, timeout=MAKING)
-        await anyio.to_thread.run_sync(handover.forget, member.admin)
-        await anyio.to_thread.run_sync(handover.relock, member.admin, WAITING)
-
-    async def _objection(self, member: Member, base: str) -> str:
-        """Return why it is not to be used: it is not clean, or needs more than files; or empty."""
-        shown = await self._git.text(
-            *(*QUIET, "status", "--porcelain=v1", "--ignored", "--untracked-files=all"),
-            cwd=member.path,
-            timeout=MAKING,
-        )
-        if shown:
-            return f"it was not clean, first {shown.splitlines()[0][:200]!r}"
+    async def _need(self, member: Member, base: str) -> str:
+        """Return what worktrees need at `base` that is more than files, or empty."""
         if await anyio.to_thread.run_sync((member.path / ".gitmodules").exists):
             return "the repository has submodules"
-        if await self._is_filtered(member, base):
+        if await self._conversions.is_filtered(base):
             return "the repository has files that go through a filter"
         return ""
 
-    async def _is_filtered(self, member: Member, base: str) -> bool:
-        """Whether files go through a program; `member` is clean, so that its index is `base`."""
-        if base != self._plain_base:
-            everywhere = ("--", ".gitattributes", ":(glob)**/.gitattributes")
-            found = await self._git.run(
-                "grep", "--cached", "--quiet", "-E", "-e", _FILTERED, *everywhere, cwd=member.path
-            )
-            if found.code == 0:
-                return True
-            self._plain_base = base
-        with contextlib.suppress(OSError):
-            own = (self._git.common_dir / "info" / "attributes").read_text("utf-8", "replace")
-            return "filter=" in own
-        return False
-
-    async def _let_go(self, count: int) -> None:
-        for _ in range(count):
-            if self._members:
-                await self._throw_away(self._members.pop())
+    async def _let_go(self, wanted: int) -> None:
+        """Let go of those too many; of those that have served, fewer."""
+        at_most = SPARE * wanted
+        unused = sorted(self._members, key=lambda one: one.has_served)
+        for place, member in enumerate(reversed(unused)):
+            if place >= (at_most if member.has_served else wanted):
+                self._members.remove(member)
+                await self._throw_away(member)
 
     async def _throw_away(self, member: Member) -> None:
         trash: tuple[Path, ...] = ()
@@ -307,6 +339,8 @@ class Prepared:
                     rooms.throw_away, member.path, member.admin, self._git.common_dir
                 )
         await anyio.to_thread.run_sync(rooms.delete, trash)
+        if member.seal is not None:
+            await anyio.to_thread.run_sync(_unlink, member.seal.index)
 
     async def _undo(self, member: Member, workspace: Workspace, ref: str) -> None:
         """Leave nothing of a claim that failed, nor of `ref` if it was made; the lock is held."""
@@ -339,3 +373,7 @@ class Prepared:
             return self._folder.stat().st_dev == self._base_dir.stat().st_dev
         except OSError as error:
             raise Unavailable(f"{self._folder} cannot be made: {error.strerror}") from error
+
+
+def _unlink(file: Path) -> None:
+    file.unlink(missing_ok=True)

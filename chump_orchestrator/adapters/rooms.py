@@ -149,6 +149,14 @@ def exclude(common_dir: Path, patterns: Sequence[str]) -> None:
         raise Refused(f"{file} cannot be written: {error.strerror}; see its permissions") from error
 
 
+def mentions(config: Path, word: str) -> bool:
+    """Whether a file of git's settings may have a section of that name."""
+    try:
+        return '"' in word or os.fsencode(word) in config.read_bytes()
+    except OSError:
+        return True
+
+
 def write_note(file: Path, note: Note) -> None:
     """Write a note in one step. Raises `Unavailable` when the file system refuses."""
     text = json.dumps(

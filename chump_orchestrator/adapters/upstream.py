@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +27,8 @@ HEADS_TIMEOUT = timedelta(seconds=10)
 
 _NO_SUCH_BRANCH = "couldn't find remote ref"
 """What git says when the remote has answered, and has no branch of that name."""
+
+_OID = rb"[0-9a-f]{40}(?:[0-9a-f]{24})?"
 
 STAMP = "chump-fetched"
 """In git's common directory; its time is that of the last fetch that succeeded."""
@@ -59,6 +62,8 @@ class Upstream:
         self._failure = ""
         self._is_absent = False
         self._heads: frozenset[str] | None = None
+        self._told: object = None
+        self._at_hand = ""
 
     async def refresh(self, at_least: datetime | None = None) -> str:
         """Return the commit of the base, fetched where that is due or older than `at_least`.
@@ -99,7 +104,12 @@ class Upstream:
     async def at_hand(self) -> str:
         """Return the commit that the base has here, empty where none is known; asks nobody else."""
         ref = await self.ref()
-        return await self._git.commit(ref) if ref else ""
+        if not ref:
+            return ""
+        told = await anyio.to_thread.run_sync(_told, self._git.common_dir, ref)
+        if told is None or told != self._told:
+            self._told, self._at_hand = told, await self._git.commit(ref)
+        return self._at_hand
 
     async def heads(self, prefix: str) -> frozenset[str]:
         """Return the remote's branches that begin with `prefix`, asked for once per fetch.
@@ -264,6 +274,23 @@ def _absent(base: Base) -> Refused:
         f"base_ref: {base.ref} names no commit here; make a first commit on it, or set base_ref"
         " to a branch that exists"
     )
+
+
+def _told(common: Path, ref: str) -> object:
+    """Return what git has of a ref in files, `None` where that does not settle what it names."""
+    try:
+        text = (common / ref).read_bytes().strip()
+    except FileNotFoundError:
+        text = b""
+    except OSError:
+        return None
+    if text or not ref.startswith("refs/"):
+        return text if re.fullmatch(_OID, text) else None
+    try:
+        seen = (common / "packed-refs").stat()
+    except OSError:  # or refs are kept in other ways
+        return None
+    return (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
 
 
 def _modified(place: Path) -> datetime | None:

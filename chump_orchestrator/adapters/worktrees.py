@@ -17,12 +17,14 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from chump_orchestrator.adapters import proposing, registrations, rooms
+from chump_orchestrator.adapters import checkouts, proposing, registrations, rooms
+from chump_orchestrator.adapters.checkouts import Conversions, written_with
 from chump_orchestrator.adapters.git import Git, failure
 from chump_orchestrator.adapters.kept import KeptWorktrees, is_anothers
-from chump_orchestrator.adapters.losses import QUIET, Losses
+from chump_orchestrator.adapters.losses import Losses
 from chump_orchestrator.adapters.prepared import Prepared
 from chump_orchestrator.adapters.registrations import REASON, Registration
+from chump_orchestrator.adapters.traces import Cleared
 from chump_orchestrator.adapters.upstream import Upstream
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Names, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
@@ -31,9 +33,6 @@ from chump_orchestrator.core.ports import Clock
 from chump_orchestrator.core.records import Removal
 
 log = structlog.get_logger()
-
-ADD_TIMEOUT = timedelta(minutes=10)
-"""For writing every file of a large repository on a busy machine."""
 
 UNDO_S = 60.0
 """Longest that a cancelled or failed step takes to leave nothing behind."""
@@ -85,9 +84,17 @@ class GitWorktrees:
         )
         self._min_free = min_free
         self._reserved = reserved
+        self._conversions = Conversions(git)
         self._prepared = None
         if prepared_dir is not None:
-            self._prepared = Prepared(git, prepared_dir, self._base_dir, self._disk_shortage)
+            self._prepared = Prepared(
+                git,
+                prepared_dir,
+                self._base_dir,
+                self._losses,
+                self._conversions,
+                self._disk_shortage,
+            )
 
     async def heal(self) -> tuple[str, ...]:
         told = []
@@ -150,19 +157,15 @@ class GitWorktrees:
             if await self._git.commit(f"refs/heads/{names.branch}"):
                 raise Refused(f"the branch {names.branch} exists already; rename it")
             try:
-                await self._git.text(
-                    *(*QUIET, "-c", "checkout.workers=4", "worktree", "add", "--no-track"),
-                    *("--lock", "--reason", REASON + dispatch_id, "-b", names.branch),
-                    *("--", str(path), base),
-                    timeout=ADD_TIMEOUT,
-                )
+                reads = await self._make(workspace, REASON + dispatch_id)
                 is_whole = True
             finally:
                 if not is_whole:
                     await self._undo(workspace, contextlib.nullcontext(), before)
         is_whole = False
         try:
-            await self._verify(workspace)
+            entry = await self._entry(path)
+            await checkouts.verify(self._git, workspace, entry, reads=reads)
             is_whole = True
         finally:
             if not is_whole:
@@ -181,8 +184,15 @@ class GitWorktrees:
         if is_anothers(entry, dispatch_id):
             log.debug("worktree.reassigned", path=str(path), dispatch=dispatch_id)
             return Removal(removed=True)
+        base_ref = await self._upstream.ref()
+        if self._prepared is not None:
+            cleared = await self._prepared.clear(workspace, entry, base_ref)
+            if cleared is not None:
+                if await self._take_down(workspace, entry, cleared.tip, dispatch_id, cleared):
+                    log.info("worktree.removed", path=str(path), branch=workspace.branch)
+                return Removal(removed=True, pushed=cleared.pushed)
         try:
-            found = await self._losses.examine(workspace, entry, await self._upstream.ref())
+            found = await self._losses.examine(workspace, entry, base_ref)
         except Refused as error:
             reason = f"it cannot be examined: {error}"
             log.warning("worktree.kept", path=str(path), why=reason, ref="")
@@ -253,27 +263,34 @@ class GitWorktrees:
     async def _refuse_taken(self, path: Path) -> frozenset[Path]:
         if await anyio.to_thread.run_sync(os.path.lexists, path):
             raise Refused(f"{path} exists already; move it away")
-        entries = await self._entries()
-        if any(entry.path == path for entry in entries):
+        if await self._entry(path) is not None:
             raise Refused(f"{path} is registered already; run `git worktree list`")
-        return frozenset(entry.admin for entry in entries)
+        return frozenset(await anyio.to_thread.run_sync(registrations.admins, self._git.common_dir))
 
-    async def _verify(self, workspace: Workspace) -> None:
-        shown = await self._git.text(
-            *(*QUIET, "status", "--porcelain=v2", "--branch", "--untracked-files=normal"),
-            cwd=workspace.path,
-            timeout=ADD_TIMEOUT,
-        )
-        lines = shown.split("\n")
-        wanted = {f"# branch.oid {workspace.base}", f"# branch.head {workspace.branch}"}
-        if not wanted <= set(lines):
-            raise Unavailable(f"{workspace.path} did not begin at {workspace.base}; try again")
-        changed = [line for line in lines if not line.startswith("# ")]
-        if changed:
-            raise Refused(
-                f"{workspace.path} was not clean when it was new, first {changed[0][:200]!r};"
-                " see .gitattributes, line endings and names that differ in case only"
-            )
+    async def _make(self, workspace: Workspace, reason: str) -> bool:
+        """Have git make a worktree; say whether it has to be read to be verified."""
+        reads = True
+
+        async def ask() -> None:
+            nonlocal reads
+            with contextlib.suppress(Refused, Unavailable):
+                reads = await self._conversions.is_any(workspace.base)
+
+        failed: Refused | Unavailable | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            try:
+                await self._git.text(
+                    *(*written_with(), "worktree", "add", "--no-track"),
+                    *("--lock", "--reason", reason, "-b", workspace.branch),
+                    *("--", workspace.path, workspace.base),
+                    timeout=checkouts.TIMEOUT,
+                )
+            except (Refused, Unavailable) as error:
+                failed = error
+        if failed is not None:
+            raise failed
+        return reads
 
     async def _undo(
         self,
@@ -302,7 +319,12 @@ class GitWorktrees:
                 log.info("worktree.undone", path=workspace.path)
 
     async def _take_down(
-        self, workspace: Workspace, entry: Registration | None, tip: str, dispatch_id: str
+        self,
+        workspace: Workspace,
+        entry: Registration | None,
+        tip: str,
+        dispatch_id: str,
+        cleared: Cleared | None = None,
     ) -> bool:
         """Take away what was examined; false when its place was given to another meanwhile."""
         async with self._git.lock():
@@ -316,7 +338,8 @@ class GitWorktrees:
                 return False
             with anyio.CancelScope(shield=True):
                 if now is not None and self._prepared is not None:
-                    now = None if await self._prepared.take_back(workspace, now) else now
+                    taken = await self._prepared.take_back(workspace, now, cleared)
+                    now = None if taken else now
                 trash = await self._detach(workspace, now, tip)
         await anyio.to_thread.run_sync(rooms.delete, trash)
         return True
@@ -341,7 +364,9 @@ class GitWorktrees:
             deleted = await self._git.run(*deletion)
             if deleted.code == 0:
                 section = f"branch.{workspace.branch}"
-                await self._git.run("config", "--local", "--remove-section", section)
+                settings = self._git.common_dir / "config"
+                if await anyio.to_thread.run_sync(rooms.mentions, settings, workspace.branch):
+                    await self._git.run("config", "--local", "--remove-section", section)
             elif isinstance(error := failure(deletion, deleted), Unavailable):
                 # Without its folder it is examined again, and goes, once the lock is free.
                 await anyio.to_thread.run_sync(rooms.delete, trash)

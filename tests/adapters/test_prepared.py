@@ -1,6 +1,5 @@
 """Worktrees made ahead of time: given to dispatches whole, taken back only when like new."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +113,27 @@ async def test_the_stock_follows_the_base_and_the_number(repository: Repository)
     assert list((repository.root / ".git").glob("worktrees/*")) == []
 
 
+@pytest.mark.parametrize("kept", ["loose", "packed", "symbolic"])
+async def test_a_base_that_moved_is_followed_wherever_git_keeps_it(
+    repository: Repository, kept: str
+) -> None:
+    """It is asked for whenever something happened, and git itself only where it may have moved."""
+    settings = {"base_ref": "origin/HEAD"} if kept == "symbolic" else {}
+    ours = worktrees(repository.root, prepared_dir=folder(repository), **settings)
+    await ours.refresh()
+    await ours.prepare(1)
+    for name in ("one", "two"):
+        new = repository.push_elsewhere("main", name)
+        repository.git("fetch", "-q")
+        if kept == "packed":
+            repository.git("pack-refs", "--all")
+
+        await ours.prepare(1)
+        await ours.prepare(1)
+
+        assert [git(place, "rev-parse", "HEAD") for place in stock(repository)] == [new]
+
+
 async def test_what_was_shipped_goes_back_into_the_stock(repository: Repository) -> None:
     ours, base = await stocked(repository, 1)
     workspace = await ours.add(FIRST, base, ID)
@@ -145,10 +165,6 @@ def hide_a_change(path: Path) -> None:
     (path / "README").write_text("what nobody sees\n")
 
 
-def share_a_file(path: Path) -> None:
-    os.link(path / "README", path.parents[2] / "linked")
-
-
 def narrow_it(path: Path) -> None:
     git(path, "sparse-checkout", "set", "--no-cone", "/README")
 
@@ -157,7 +173,7 @@ def begin_a_bisection(path: Path) -> None:
     git(path, "update-ref", "refs/worktree/mark", "HEAD")
 
 
-@pytest.mark.parametrize("spoil", [hide_a_change, share_a_file, narrow_it, begin_a_bisection])
+@pytest.mark.parametrize("spoil", [hide_a_change, narrow_it, begin_a_bisection])
 async def test_what_an_agent_has_set_up_its_own_way_is_not_used_again(
     repository: Repository, spoil: Callable[[Path], None]
 ) -> None:

@@ -44,7 +44,7 @@ def test_what_waits_for_a_disk_is_noticed(make: Make) -> None:
     )
     told = watched(project.root, project.folder, change)
 
-    assert ["os.listdir", "adapters/registrations.py registrations"] in told["calls"]
+    assert ["os.listdir", "adapters/registrations.py admins"] in told["calls"]
 
 
 def watched(root: Path, folder: Path, change: str = "") -> dict[str, Any]:
