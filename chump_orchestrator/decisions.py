@@ -80,6 +80,7 @@ async def policies(root: Path, loaded: Loaded) -> Policies:
             tasks=settings.limits.tasks or None,
             cpu_weight=settings.limits.cpu_weight or None,
             required=settings.limits.required,
+            nice=settings.limits.nice,
         ),
         keep_awake=settings.power.keep_awake,
         prepared=settings.worktrees.prepared,

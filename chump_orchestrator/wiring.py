@@ -28,6 +28,7 @@ from chump_orchestrator.adapters.local import cgroups
 from chump_orchestrator.adapters.power import Wakefulness
 from chump_orchestrator.adapters.pushes import Pushes
 from chump_orchestrator.adapters.service_manager import NotifySocket
+from chump_orchestrator.adapters.turns import turns_counted
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.daemon import awake, preparing
@@ -167,8 +168,9 @@ async def run(root: Path, loaded: Loaded, options: RunOptions) -> Account:
         async with open_ledger(root, loaded, readonly=False, rebuilds=True) as ledger:
             orchestrator = await _orchestrator(root, loaded, options, ledger, decided, fault)
             try:
-                async with monitoring.in_the_stream(root, loaded, orchestrator.world):
-                    await orchestrator.run()
+                with turns_counted(orchestrator.world.turns.count):
+                    async with monitoring.in_the_stream(root, loaded, orchestrator.world):
+                        await orchestrator.run()
             finally:
                 await _close(orchestrator.world.journal)
             if not options.once:

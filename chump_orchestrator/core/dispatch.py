@@ -91,13 +91,15 @@ class Limits:
 
     `memory` is in bytes, `tasks` counts processes and threads, `cpu_weight` is its share beside
     others, 100 being the usual one; `None` is no limit. `required` ones keep an agent from
-    starting where they cannot be had.
+    starting where they cannot be had. `nice` is by how much it, and its shim, yield to everybody
+    else where processors are busy: 19 at most, 0 for not at all.
     """
 
     memory: int | None = None
     tasks: int | None = None
     cpu_weight: int | None = None
     required: bool = False
+    nice: int = 2
 
 
 @dataclass(frozen=True, slots=True)

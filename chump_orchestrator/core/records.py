@@ -14,6 +14,7 @@ from chump_orchestrator.core.pull import Checks, PullRequest, PullState
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.shipping import Shipment
 from chump_orchestrator.core.testimony import Progress, Report, Usage
+from chump_orchestrator.core.turns import TurnsTaken
 
 __all__ = [
     "Denied",
@@ -237,7 +238,8 @@ class Vitals:
     by kind, count since the start; `forge_silent_s` is for how long no look has succeeded, 0 when
     the last one did, and `forge_budget` what the forge was asked and grants, where it has one.
     `outbox` are reflections that no journal has yet, `unstored` records that the ledger has not.
-    `budget` is the document of the day's (behaviour X3). `None` is what is not known now.
+    `budget` is the document of the day's (behaviour X3), `turns` are those of the event loop.
+    `None` is what is not known now.
     """
 
     is_ready: bool
@@ -257,6 +259,7 @@ class Vitals:
     outbox: int | None = None
     budget: Mapping[str, object] | None = None
     forge_budget: ForgeBudget | None = None
+    turns: TurnsTaken | None = None
 
 
 def with_sighting(

@@ -60,6 +60,16 @@ class Tail:
         """Forget the open line: bytes between the last chunk and the next are missing."""
         self.finish()
 
+    def leap(self, telling: bytes, begun: bytes) -> None:
+        """Take what stands for the next bytes of the stream, which are not fed.
+
+        `telling` are the telling lines that ended there, whole and each with its line break;
+        `begun` is the beginning of the line that has not, also of one that began before.
+        """
+        self._open = b""
+        self.feed(telling)
+        self._open = begun[:LINE_BYTES]
+
     def lines(self) -> tuple[str, ...]:
         """Return the lines kept so far, oldest first; bytes that are not UTF-8 are replaced."""
         return tuple(line.decode("utf-8", "replace").rstrip("\r") for line in self._lines)

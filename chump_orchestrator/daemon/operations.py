@@ -57,6 +57,7 @@ class Operator:
                 "backlog_problem": daemon.keeper.problem,
                 "forge_silent_s": self._forge_silent_s(),
                 "forge": self._forge(),
+                "loop": self._loop(),
             },
             "slots": {"used": scheduler.running, "total": daemon.world.policies.max_parallel},
             "ready": len(scheduler.choice.waiting),
@@ -108,6 +109,7 @@ class Operator:
             outbox=outbox,
             budget=scheduler.admission.spending.document(world.clock.now()),
             forge_budget=self._forge_budget(),
+            turns=world.turns.taken(world.clock.monotonic()),
         )
 
     async def stop(self, gap: str, now: bool) -> str:  # noqa: FBT001 - as it comes in a request
@@ -275,6 +277,17 @@ class Operator:
             "points_left": budget.left,
             "points_limit": budget.limit,
             "resets_at": budget.resets_at and f"{budget.resets_at:%Y-%m-%dT%H:%M:%SZ}",
+        }
+
+    def _loop(self) -> dict[str, object] | None:
+        world = self._daemon.world
+        taken = world.turns.taken(world.clock.monotonic())
+        if taken is None:
+            return None
+        return {
+            "turns": sum(taken.counts),
+            "slow_turns": taken.slow,
+            "longest_turn_ms": round(taken.longest_s * 1e3, 1),
         }
 
     def _dispatch(self, place: Place) -> dict[str, object]:

@@ -18,6 +18,7 @@ from chump_orchestrator.core.dispatch import DeadlinePolicy, Limits
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.picker import PickPolicy
 from chump_orchestrator.core.routing import RoutePolicy
+from chump_orchestrator.core.turns import LoopTurns
 
 if TYPE_CHECKING:
     from chump_orchestrator.core.dispatch import Workspace
@@ -111,6 +112,9 @@ class World:
     """What earlier dispatches taught of candidates; `None` where nothing is learnt (G4)."""
     learnt_at: datetime | None = None
     """When that was read."""
+
+    turns: LoopTurns = field(default_factory=LoopTurns)
+    """How long the turns of the loop take, where somebody counts them."""
 
     def tell(self, event: str, **fields: object) -> None:
         """Pass an event on to whoever listens, such as a terminal; logging is the caller's.

@@ -8,8 +8,9 @@ import os
 import socket
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from chump_orchestrator import premises
 from chump_orchestrator.adapters.ledger_schema import MIGRATIONS
@@ -21,6 +22,11 @@ from chump_orchestrator.doctor.subject import Subject, in_thread
 
 BUSY_S = 2.0
 """How long a database may be locked before that is said of it."""
+
+TOO_LONG_S = 1.0
+"""A turn of the daemon's loop for which an operator waits noticeably."""
+
+TOO_LONG_REMEDY = "if the machine is too busy, give it fewer agents (`max_parallel`)"
 
 _SOCKET = ".doctor.sock"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -185,7 +191,20 @@ async def look_at_daemon(subject: Subject) -> Sequence[Finding]:
     if isinstance(silent_s, int | float) and silent_s > patience_s:
         text = f"the forge has not answered the daemon for {silent_s / 60:.0f} min"
         found.append(warn(text, "see the checks remote and gh, and the daemon's log"))
-    return found or [ok(f"it runs (pid {daemon.get('pid')}) and is {daemon.get('state')}")]
+    longest_s, told = _longest_turn(daemon)
+    if longest_s >= TOO_LONG_S:
+        found.append(warn(f"the daemon could not answer for a while: {told}", TOO_LONG_REMEDY))
+    runs = f"it runs (pid {daemon.get('pid')}) and is {daemon.get('state')}"
+    return found or [ok("; ".join(filter(None, (runs, told))))]
+
+
+def _longest_turn(daemon: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the longest turn of a daemon's loop of late, in seconds, and in words."""
+    loop = daemon.get("loop")
+    longest_ms = loop.get("longest_turn_ms") if isinstance(loop, dict) else None
+    if not isinstance(longest_ms, int | float):
+        return 0.0, ""
+    return longest_ms / 1e3, f"the longest turn of its loop of late took {longest_ms:.0f} ms"
 
 
 async def _paused_without(subject: Subject) -> list[Finding]:

@@ -349,6 +349,7 @@ class Limits:
     tasks: int = key(0, rules.whole(0, 2**22))
     cpu_weight: int = key(0, rules.whole(0, 10_000))
     required: bool = key(default=False, rule=SWITCH)
+    nice: int = key(2, rules.whole(0, 19))
 
 
 @dataclass(frozen=True, slots=True)

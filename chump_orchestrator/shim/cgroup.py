@@ -5,10 +5,10 @@ them at once, also those that are being forked, and the kernel tells when nothin
 version 2. Of version 1, where a machine keeps its limits in that, a service manager's are read.
 """
 
-import contextlib
 import os
 
 from chump_orchestrator.shim.files import slurp
+from chump_orchestrator.shim.regardless import Regardless
 
 _NO_LIMIT = 2**62
 """From here on a number means that there is none, in version 1."""
@@ -31,13 +31,13 @@ class Cgroup:
         """The processes in it and below, zombies left out; empty also when it cannot be read."""
         found: list[int] = []
         for folder in self._folders():
-            with contextlib.suppress(ValueError):
+            with Regardless(ValueError):
                 found += map(int, slurp(f"{folder}/cgroup.procs").split())
         return found
 
     def kill(self) -> None:
         """Kill everything in it."""
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             write(f"{self.path}/cgroup.kill", b"1")
 
     def remove(self) -> None:
@@ -46,7 +46,7 @@ class Cgroup:
         No matter if it is not, or has gone.
         """
         for folder in self._folders():
-            with contextlib.suppress(OSError):
+            with Regardless(OSError):
                 os.rmdir(folder)
 
     def _folders(self) -> list[str]:
@@ -120,7 +120,7 @@ def enable(path: str, controllers: tuple[str, ...]) -> None:
     The kernel allows that only where no process is in the group itself.
     """
     for controller in controllers:
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             write(f"{path}/cgroup.subtree_control", b"+" + controller.encode())
 
 
@@ -144,6 +144,6 @@ def _counters(path: str) -> dict[str, int]:
 
 def _counted_outside(path: str) -> int:
     if hasattr(os, "getxattr"):
-        with contextlib.suppress(OSError, ValueError):
+        with Regardless(OSError, ValueError):
             return int(os.getxattr(path, _KILLED_FROM_OUTSIDE))
     return 0

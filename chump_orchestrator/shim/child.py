@@ -4,13 +4,13 @@ The child blocks on a barrier until it is on record. When the shim dies before t
 reads as ended and the child leaves: no agent ever runs unrecorded.
 """
 
-import contextlib
 import errno
 import os
 import signal
 import sys
 
 from chump_orchestrator.shim.order import Order, Secrets
+from chump_orchestrator.shim.regardless import Regardless
 
 if sys.platform == "linux":
     from chump_orchestrator.shim import linux as host
@@ -43,7 +43,7 @@ class Child:
 
     def release(self) -> None:
         """Let the child become the agent."""
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             os.write(self._barrier, _GO)
         self.abandon()
 
@@ -96,7 +96,7 @@ def _become_agent(order: Order, secrets: Secrets, umask: int, shim: int, pipes: 
     try:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            with contextlib.suppress(OSError):
+            with Regardless(OSError):
                 signal.signal(number, signal.SIG_DFL)
         os.setsid()
         host.die_with_parent(shim)

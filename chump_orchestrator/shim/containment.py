@@ -5,7 +5,6 @@ in, and neither, where the tree of processes has to do. What is not to be had ne
 from starting, unless its limits were called a must.
 """
 
-import contextlib
 import os
 
 from chump_orchestrator.shim.cgroup import (
@@ -18,6 +17,8 @@ from chump_orchestrator.shim.cgroup import (
 )
 from chump_orchestrator.shim.files import Leave
 from chump_orchestrator.shim.order import Order
+from chump_orchestrator.shim.regardless import Regardless
+from chump_orchestrator.shim.yielding import has_session_yield, yield_to_others
 
 CONTROLLERS = ("memory", "pids", "cpu")
 
@@ -57,6 +58,8 @@ class Containment:
         elif not self.unit:
             self._note("no service manager was reached, and no control group is delegated")
         self.cgroup: Cgroup | None = None
+        self._impolite = 0  # the agent, while its session does not yield yet
+        yield_to_others(order.limits.nice)
         self.unheld = list(self._limits.values)
 
     def take_in(self, pid: int) -> None:
@@ -64,6 +67,7 @@ class Containment:
 
         Raises `Unlimited` when a limit does not hold that has to.
         """
+        self._impolite = pid if self._limits.nice else 0
         if self._path is not None:
             cgroup = Cgroup(self._path)
             try:
@@ -80,6 +84,11 @@ class Containment:
             self._note(f"{self.cgroup.path} has no controller for {lacking}")
         if self.unheld and self._limits.are_a_must:
             raise Unlimited(f"nothing holds its limits ({', '.join(self.unheld)}): {self.why}")
+
+    def mend(self) -> None:
+        """Have a living agent's session yield to others, if it does not by now."""
+        if self._impolite and has_session_yield(self._impolite, self._limits.nice):
+            self._impolite = 0
 
     def told(self) -> dict[str, object]:
         """What there is to say about it to those who watch the agent, and who come later."""
@@ -152,12 +161,12 @@ class Containment:
 
     def _limit(self, path: str) -> None:
         for name, value in self._limits.values.items():
-            with contextlib.suppress(OSError):
+            with Regardless(OSError):
                 write(f"{path}/{_FILES[name]}", str(value).encode())
         for name, content in (("memory.oom.group", b"1"), ("memory.swap.max", b"0")):
             # All of an agent goes when a part of it has to. What may be swapped has no limit.
             if name == "memory.oom.group" or "memory" in self._limits.values:
-                with contextlib.suppress(OSError):
+                with Regardless(OSError):
                     write(f"{path}/{name}", content)
 
     def _note(self, why: str) -> None:

@@ -1,24 +1,30 @@
 """The socket on which a shim is asked: JSON lines in, JSON lines and frames of output out.
 
 Nobody who asks can hold the agent up: nothing here blocks, and what a follower is behind is read
-back from the log. One that is too far behind is carried forward, and sees the gap in the offsets.
+back from the log. One that is too far behind is carried forward, and sees the gap in the offsets;
+one that asked for the gist of standard error is told that instead.
 """
 
 import _socket  # `socket` would bring `selectors` and a dozen enumerations along
-import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
 
 from chump_orchestrator.shim.files import SOCKET
+from chump_orchestrator.shim.gist import Gist, Pace
 from chump_orchestrator.shim.logs import StreamLog
+from chump_orchestrator.shim.regardless import Regardless
 from chump_orchestrator.shim.turns import HUNG_UP, READABLE, WRITABLE, Turns
 
 MAX_REQUEST = 64 * 1024
 MAX_CLIENTS = 64
 FRAME = 64 * 1024
-"""Bytes of output in one frame at most; also all that is kept in memory for a slow follower."""
+"""Bytes of output in one frame at most; also all that is kept in memory for a slow follower.
+
+A gist has bounds of its own, see `shim.gist`.
+"""
 
 Answer = Callable[[dict[str, object]], dict[str, object]]
 """Answers any request but `follow`; `ValueError`, `KeyError` or `TypeError` for a bad one."""
@@ -40,6 +46,7 @@ class Control:
         self.turns = turns
         self.logs = logs
         self.answer = answer
+        self.gists = {"stderr": Gist()}
         self.clients: list[Client] = []
         self.farewell: dict[str, object] = {}
         self._socket, self._place = _listening()
@@ -47,10 +54,10 @@ class Control:
 
     def mend(self) -> None:
         """Listen anew if our name in the folder has gone, or is another's by now."""
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             if _identity() == self._place:
                 return
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             listening, place = _listening()
             self.turns.forget(self._socket.fileno())
             self._socket.close()
@@ -59,8 +66,20 @@ class Control:
 
     def offer(self, stream: str, offset: int, data: bytes) -> None:
         """Pass on what was just added to a log, to everybody who follows it."""
+        if stream in self.gists:
+            self.gists[stream].feed(offset, data)
         for client in [client for client in self.clients if client.follows == stream]:
             client.offer(offset, data)
+
+    def settle(self) -> None:
+        """Tell those who want the gist, and for whom it is time."""
+        if self.turns.active_s >= self.settles_at():
+            for client in list(self.clients):
+                client.settle()
+
+    def settles_at(self) -> float:
+        """The active second at which `settle` has something to do; infinite when it has not."""
+        return min((client.settles_at() for client in self.clients), default=math.inf)
 
     def finish(self, **farewell: object) -> None:
         """There will be no more: nobody new is let in, and followers are told where it ends.
@@ -70,7 +89,7 @@ class Control:
         self.farewell = farewell
         self.turns.forget(self._socket.fileno())
         self._socket.close()
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             os.unlink(SOCKET)
         for client in list(self.clients):
             client.finish()
@@ -100,14 +119,36 @@ class Client:
         self._offset = 0
         self._hears = True  # the peer may still ask
         self._ending = False
+        self._gist: Gist | None = None  # what it wants to have where it cannot have everything
+        self._pace = Pace(control.turns.active_s)
         self._watch()
 
     def offer(self, offset: int, data: bytes) -> None:
         """Send new output at once if everything before it has been sent; else it comes later."""
-        if not self._out and offset == self._offset:
+        is_next = not self._out and offset == self._offset
+        if is_next and (self._gist is None or self._pace.allows(len(data), self._now)):
             self._frame(offset, data)
         else:
             self._send()
+
+    def settle(self) -> None:
+        """Send the gist of what was held back, if it is time."""
+        if self._now >= self.settles_at():
+            self._send()
+
+    def settles_at(self) -> float:
+        """The active second at which `settle` has something to do; infinite when it has not."""
+        waits = self._gist is not None and not self._out and self._behind
+        return self._pace.next_at if waits else math.inf
+
+    @property
+    def _now(self) -> float:
+        return self._control.turns.active_s
+
+    @property
+    def _behind(self) -> int:
+        """How many bytes of what it follows have not been sent."""
+        return 0 if self.follows is None else self._control.logs[self.follows].end - self._offset
 
     def finish(self) -> None:
         """Say where the stream ends once all of it was sent, then close."""
@@ -161,7 +202,10 @@ class Client:
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
             raise ValueError(f"no such offset: {offset!r}")
         log = self._control.logs[stream]
-        self._offset, _ = log.read(min(offset, log.end), 0)
+        self._gist = self._control.gists.get(stream) if request.get("gist") is True else None
+        # What is no longer kept has a gist.
+        offset = min(offset, log.end)
+        self._offset = log.read(offset, 0)[0] if self._gist is None else offset
         self.follows = stream
         return {"ok": True, "offset": self._offset}
 
@@ -174,17 +218,31 @@ class Client:
         self._offset = offset + len(data)
         self._send()
 
+    def _frame_gist(self, gist: Gist) -> None:
+        """Put what stands for everything up to now in place of it."""
+        size = self._behind
+        lines, begun, end = gist.since(self._offset, size)
+        told = {"stands_for": size, "telling": len(lines), "begun": len(begun)}
+        length = len(lines) + len(begun) + len(end)
+        header = json.dumps({"offset": self._offset, "length": length, **told}).encode()
+        self._out = memoryview(b"%b\n%b%b%b" % (header, lines, begun, end))
+        self._offset += size
+        self._pace.spend(length, self._now)
+
     def _send(self) -> None:
         """Send what the peer takes without waiting; one frame of what it is behind at a time."""
         if not self._out and self.follows is not None:
             log = self._control.logs[self.follows]
-            if self._offset < log.end:
+            if self._gist is not None:
+                if self._behind and (self._ending or self._now >= self._pace.next_at):
+                    self._frame_gist(self._gist)
+            elif self._offset < log.end:
                 offset, data = log.read(self._offset, FRAME)
                 self._offset = offset
                 if data:
                     self._frame(offset, data)
                     return
-            if self._ending:
+            if self._ending and not self._out:
                 self.follows = None
                 self._say({"end": True, "offset": log.end, **self._control.farewell})
         try:
@@ -203,9 +261,8 @@ class Client:
 
     def _watch(self) -> None:
         """Wait for room if some is needed; for requests only once the last ones were answered."""
-        behind = self.follows is not None and (
-            self._ending or self._offset < self._control.logs[self.follows].end
-        )
+        is_paced = self._gist is not None  # what it is behind is sent when it is time
+        behind = self.follows is not None and (self._ending or (not is_paced and self._behind > 0))
         events = WRITABLE if self._out or behind else READABLE if self._hears else 0
         self._control.turns.watch(self._connection.fileno(), events, self._happened)
 
@@ -218,7 +275,7 @@ class Client:
 
 def _listening() -> tuple[_socket.socket, tuple[int, int]]:
     """A socket that listens under our name in the working directory, and what that name is."""
-    with contextlib.suppress(FileNotFoundError):
+    with Regardless(FileNotFoundError):
         os.unlink(SOCKET)
     listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:

@@ -4,10 +4,8 @@ As much of the protocol as it takes to ask a service manager for something, and 
 """
 
 import _socket  # `socket` would bring `selectors` and a dozen enumerations along
-import contextlib
 import os
 import time
-from collections.abc import Iterator
 
 from chump_orchestrator.shim.dbus_wire import padding, put_all, take_all
 
@@ -33,7 +31,7 @@ class Message:
     def __init__(self, head: bytes, content: bytes) -> None:
         self._little = head[:1] == b"l"
         self._content = content
-        with _understood():
+        with _Understood():
             (rows,), _ = take_all(head, _FIXED - 4, "a(yv)", little=self._little)
             fields: dict[object, object] = dict(rows) if isinstance(rows, list) else {}
         self.kind = head[1]
@@ -44,7 +42,7 @@ class Message:
 
     def body(self) -> list[object]:
         """What it says; `Failed` where that is of a type that is not known here."""
-        with _understood():
+        with _Understood():
             values, _ = take_all(self._content, 0, self._signature, little=self._little)
         return values
 
@@ -57,10 +55,10 @@ class Connection:
         self._until = until
         self._serial = 0
         self._heard = b""
-        with _told():
+        with _Told():
             self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            with _told():
+            with _Told():
                 self._socket.settimeout(self._left_s())
                 self._socket.connect(address)
                 self._greet()
@@ -89,7 +87,7 @@ class Connection:
         message = bytearray((ord("l"), CALL, 0, 1))
         put_all(message, "uua(yv)", [len(content), self._serial, fields])
         message += padding(len(message), 8)
-        with _told():
+        with _Told():
             self._socket.settimeout(self._left_s())
             self._socket.sendall(message + content)
         return self._serial
@@ -119,7 +117,7 @@ class Connection:
         self._socket.sendall(b"BEGIN\r\n")
 
     def _read(self, count: int) -> bytes:
-        with _told():
+        with _Told():
             while len(self._heard) < count:
                 self._socket.settimeout(self._left_s())
                 piece = self._socket.recv(65536)
@@ -136,20 +134,25 @@ class Connection:
         return left_s
 
 
-@contextlib.contextmanager
-def _understood() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, IndexError, KeyError, RecursionError):
-        raise Failed("its answer makes no sense") from None
+class _Understood:
+    """Turn what is wrong with an answer into what we say."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, ValueError | IndexError | KeyError | RecursionError):
+            raise Failed("its answer makes no sense") from None
 
 
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
+class _Told:
     """Turn what the system says into what we say."""
-    try:
-        yield
-    except TimeoutError:
-        raise Failed("it did not answer in time") from None
-    except OSError as error:
-        raise Failed(error.strerror or type(error).__name__) from error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        if isinstance(error, TimeoutError):
+            raise Failed("it did not answer in time") from None
+        if isinstance(error, OSError):
+            raise Failed(error.strerror or type(error).__name__) from error

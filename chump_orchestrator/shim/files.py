@@ -4,12 +4,13 @@ The shim's working directory is the dispatch's directory, so names are relative.
 file whole or not at all, also after a power failure.
 """
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
 import time
+
+from chump_orchestrator.shim.regardless import Regardless
 
 PROTOCOL = 1
 """The version `v` that every JSON file carries."""
@@ -69,10 +70,10 @@ def make_way(path: str) -> None:
 
     An agent may have put it there, or have taken our right to write into the folder.
     """
-    with contextlib.suppress(OSError):
+    with Regardless(OSError):
         os.chmod(os.path.dirname(path) or ".", 0o700)
     for place in (path, f"{path}.tmp"):
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             if os.path.islink(place):
                 os.unlink(place)
             elif os.path.isdir(place):
@@ -81,7 +82,7 @@ def make_way(path: str) -> None:
 
 def slurp(path: str) -> bytes:
     """The whole of a small file; empty when it cannot be read (its process has gone, say)."""
-    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+    with Regardless(OSError), open(path, "rb", buffering=0) as file:
         return file.readall()
     return b""
 

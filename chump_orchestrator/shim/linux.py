@@ -4,12 +4,12 @@ As a subreaper the shim inherits every orphan of its agent, however it was forke
 lives is somewhere below the shim in the tree of processes.
 """
 
-import contextlib
-import ctypes
+import _ctypes  # `ctypes` would make a type for everything that C has
 import os
 import signal
 
 from chump_orchestrator.shim.files import slurp
+from chump_orchestrator.shim.regardless import Regardless
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -25,12 +25,31 @@ MAXRSS_BYTES = 1024
 
 _HAS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # noqa: SLF001
+    _type_ = "i"
+
+
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # noqa: SLF001
+    _type_ = "L"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+    _argtypes_ = (_Int, _Long, _Long, _Long, _Long)
+
+
+class _Libc:
+    _handle = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
+
+
+_control = _Function(("prctl", _Libc))  # type: ignore[arg-type]
 
 
 def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        error = ctypes.get_errno()
+    if _control(option, value, 0, 0, 0) != 0:
+        error = _ctypes.get_errno()
         raise OSError(error, os.strerror(error))
 
 
@@ -52,7 +71,7 @@ def go_first() -> None:
     As everything that it starts inherits that. Anybody may make himself the likelier one.
     """
     own = "/proc/self/oom_score_adj"
-    with contextlib.suppress(OSError, ValueError):
+    with Regardless(OSError, ValueError):
         wanted = min(int(slurp(own)) + _LIKELIER, _LIKELIEST)
         fd = os.open(own, os.O_WRONLY)
         try:
@@ -135,7 +154,7 @@ def _stop_below(root: int) -> set[int]:
 
 def send(pid: int, number: signal.Signals) -> None:
     """Signal one process; no matter if it has gone."""
-    with contextlib.suppress(OSError):
+    with Regardless(OSError):
         os.kill(pid, number)
 
 
@@ -148,7 +167,7 @@ def _children(pid: int) -> list[int]:
     if not _HAS_CHILDREN:
         return _children_by_search(pid)
     found: list[int] = []
-    with contextlib.suppress(OSError):
+    with Regardless(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             found += map(int, slurp(f"/proc/{pid}/task/{thread}/children").split())
     return found

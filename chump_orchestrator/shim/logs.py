@@ -5,8 +5,9 @@ the offset that they begin at (`stderr.000000000262144.log`). A disk that is ful
 are counted, and never holds the agent up.
 """
 
-import contextlib
 import os
+
+from chump_orchestrator.shim.regardless import Regardless
 
 SEGMENTS = 4
 """Files in the ring; the oldest is used again for the newest bytes."""
@@ -37,7 +38,7 @@ class StreamLog:
         self._head: _Segment | None = None
         self._ring: list[_Segment] = []
         self._current: _Segment | None = None
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             self._current = self._head = self._open(f"{stream}.log", 0, head_bytes)
 
     def append(self, data: bytes) -> None:
@@ -65,7 +66,7 @@ class StreamLog:
         for segment in (self._head, *self._ring):
             if segment is not None and segment.start + segment.size > offset:
                 start = max(offset, segment.start)
-                with contextlib.suppress(OSError):
+                with Regardless(OSError):
                     return start, os.pread(segment.fd, limit, start - segment.start)
         return self.end, b""
 
@@ -73,7 +74,7 @@ class StreamLog:
         """Have the disk keep what was written."""
         for segment in (self._head, *self._ring):
             if segment is not None:
-                with contextlib.suppress(OSError):
+                with Regardless(OSError):
                     os.fsync(segment.fd)
 
     def _open(self, name: str, start: int, capacity: int) -> _Segment:
@@ -105,7 +106,7 @@ class StreamLog:
             os.rename(recycled.name, name)
         except OSError:
             os.close(recycled.fd)
-            with contextlib.suppress(OSError):
+            with Regardless(OSError):
                 os.unlink(recycled.name)
             raise
         recycled.name, recycled.start, recycled.size = name, self.end, 0

@@ -4,10 +4,11 @@ What an agent started is found by its process group and by the marker `CHUMP_DIS
 environment, both through `ps`.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
+
+from chump_orchestrator.shim.regardless import Regardless
 
 MAXRSS_BYTES = 1
 """What `ru_maxrss` counts in."""
@@ -82,7 +83,7 @@ def kill_all(agent: int, dispatch: str) -> set[int]:
     """Kill every process of the agent; those that were alive."""
     alive = set(living(agent, dispatch))
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        with contextlib.suppress(OSError):
+        with Regardless(OSError):
             os.killpg(agent, number)
         for pid in alive:
             send(pid, number)
@@ -91,7 +92,7 @@ def kill_all(agent: int, dispatch: str) -> set[int]:
 
 def send(pid: int, number: signal.Signals) -> None:
     """Signal one process; no matter if it has gone."""
-    with contextlib.suppress(OSError):
+    with Regardless(OSError):
         os.kill(pid, number)
 
 

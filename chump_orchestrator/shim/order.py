@@ -7,6 +7,7 @@ import signal
 import time
 
 from chump_orchestrator.shim.files import SPEC, Leave, slurp
+from chump_orchestrator.shim.yielding import MOST
 
 _SECRETS_FD = 0
 _SECRETS_WAIT_S = 10.0
@@ -48,7 +49,8 @@ class Order:
 class Limits:
     """What an agent may use: `memory` in bytes, `tasks`, `cpu_weight`, those of them that are set.
 
-    Where `are_a_must`, the agent is not to be started if one of them cannot be had.
+    Where `are_a_must`, the agent is not to be started if one of them cannot be had. By `nice` it
+    yields to others, which can be had everywhere.
     """
 
     NAMES = ("memory", "tasks", "cpu_weight")
@@ -62,6 +64,7 @@ class Limits:
             if given.get(name) is not None
         }
         self.are_a_must = given.get("required") is True
+        self.nice = min(_count(given, "nice"), MOST) if given.get("nice") is not None else 0
 
 
 class Secrets:

@@ -4,7 +4,6 @@ The steps s1 to s11 are those of the shim protocol. Each of them may turn out to
 recovery can tell from the files which it was. Before the first, the shim detaches itself.
 """
 
-import contextlib
 import errno
 import math
 import os
@@ -29,6 +28,7 @@ from chump_orchestrator.shim.ladder import Ladder
 from chump_orchestrator.shim.logs import StreamLog
 from chump_orchestrator.shim.order import Order, Secrets, read_order, read_secrets, seconds
 from chump_orchestrator.shim.redaction import Redactor
+from chump_orchestrator.shim.regardless import Regardless
 from chump_orchestrator.shim.stream import Stream
 from chump_orchestrator.shim.tree import Tree, adopt_orphans, describe, is_by_term
 from chump_orchestrator.shim.turns import LONGEST_TURN_S, READABLE, Turns
@@ -90,6 +90,7 @@ class Owner:
         self._streams: tuple[Stream, ...] = ()
         self._logs: dict[str, StreamLog] = {}
         self._control: Control | None = None
+        self._punctual: tuple[Stream | Control, ...] = ()
         self._spawn_error: SpawnError | None = None
         self._verdict: Child | None = None  # until it is known whether the agent executes
         self._started_at = stamp()
@@ -195,6 +196,7 @@ class Owner:
             raise SpawnError(error.errno or errno.EIO, message) from error
         for stream in self._streams:
             stream.listener = self._control.offer
+        self._punctual = (*self._streams, self._control)
         self._verdict = child
         self._turns.watch(child.verdict, READABLE, self._judged)
 
@@ -210,7 +212,7 @@ class Owner:
 
     def _woken(self, _events: int) -> None:
         self._stirred = True
-        with contextlib.suppress(BlockingIOError):
+        with Regardless(BlockingIOError):
             if signal.SIGTERM in os.read(self._wakes, 4096):
                 # Somebody who cannot reach the socket says it twice to have it done at once.
                 self.stop("host", at_once=self._is_termed)
@@ -218,8 +220,8 @@ class Owner:
 
     def _advance(self, now: float) -> None:
         """Do whatever is due by now."""
-        for stream in self._streams:
-            stream.settle()
+        for one in self._punctual:
+            one.settle()
         if now >= self._mend_at and self._leave_at == math.inf:
             self._mend(now)
         if self._stirred:
@@ -239,7 +241,9 @@ class Owner:
         self._mend_at = now + _MEND_S
         if self._control is None:
             return
-        with contextlib.suppress(OSError):
+        if self._ended_s is None:
+            self._contained.mend()
+        with Regardless(OSError):
             if not os.path.lexists(RUNNING):
                 self._write(RUNNING, self._running)
         self._control.mend()
@@ -315,7 +319,7 @@ class Owner:
         except OSError as error:
             # An outcome is never dropped: the lock stays held until the disk takes it. But a
             # folder that has gone never will, and nobody could end us.
-            with contextlib.suppress(OSError):
+            with Regardless(OSError):
                 os.write(2, f"cannot write {EXIT}, will try again: {error}\n".encode())
             if error.errno not in PASSING:
                 make_way(EXIT)
@@ -345,9 +349,8 @@ class Owner:
         out_of_memory = self._contained.out_of_memory()
         if self._tree is not None:
             self._tree.release()
-        if self._spawn_error is not None:
-            ending = None
         why = self._spawn_error
+        ending = ending if why is None else None
         return {
             "code": ending if ending is not None and ending >= 0 else None,
             "signal": -ending if ending is not None and ending < 0 else None,
@@ -367,21 +370,20 @@ class Owner:
 
     def _status(self) -> dict[str, object]:
         state = "running" if self._ladder.reason is None else "stopping"
+        last_at = max(stream.last_at for stream in self._streams)
         return {
             "state": state if self._ended_s is None else "sweeping",
             "pid": self._tree.agent if self._tree else None,
             "active_s": round(self._turns.active_s, 3),
             "hard_s": self._hard_s,
-            "silent_s": round(
-                self._turns.active_s - max(stream.last_at for stream in self._streams), 3
-            ),
+            "silent_s": round(self._turns.active_s - last_at, 3),
             "bytes": {name: log.end for name, log in self._logs.items()},
         }
 
     def _next_at(self) -> float:
         """The active second of whatever is due next, should nothing happen before."""
         now = self._turns.active_s
-        due = [now + LONGEST_TURN_S, *(stream.settles_at() for stream in self._streams)]
+        due = [now + LONGEST_TURN_S, *(one.settles_at() for one in self._punctual)]
         if self._leave_at < math.inf:
             due.append(self._leave_at)
         elif self._gone:

@@ -6,7 +6,6 @@ them one of time. Asked is the manager itself, on the socket that `systemctl` us
 known to it by the connection: no process id is named, so none can be another's.
 """
 
-import contextlib
 import time
 
 from chump_orchestrator.shim.cgroup import own_group
@@ -86,13 +85,16 @@ def enter(address: str, wanted: Wanted) -> str | None:
     """
     until = time.monotonic() + PATIENCE_S
     why = ""
-    with contextlib.closing(Connection(address, until)) as manager:
+    manager = Connection(address, until)
+    try:
         for draft in wanted.drafts():
             why = _started(manager, wanted.name, draft)
             if not why:
                 break
         else:
             raise Failed(why)
+    finally:
+        manager.close()
     group = own_group()
     if group is not None and not group.endswith(f"/{wanted.name}"):
         raise Failed(f"it did not move us to {wanted.name}")

@@ -1,11 +1,11 @@
 """An agent and everything that it started: signalled, swept and counted as one."""
 
-import contextlib
 import os
 import signal
 import sys
 
 from chump_orchestrator.shim.cgroup import Cgroup
+from chump_orchestrator.shim.regardless import Regardless
 
 if sys.platform == "linux":
     from chump_orchestrator.shim import linux as host
@@ -109,7 +109,7 @@ class Tree:
         return self._reap(self.agent, os.WNOHANG if self.agent in self.living() else 0)
 
     def _reap(self, pid: int, options: int) -> int | None:
-        with contextlib.suppress(ChildProcessError):
+        with Regardless(ChildProcessError):
             reaped, status, usage = os.wait4(pid, options)
             if reaped:
                 self.cpu_s += usage.ru_utime + usage.ru_stime

@@ -106,7 +106,7 @@ class Shim:
             told = json.dumps({"env": environment, "redact": redact or []}).encode()
         with (self.directory / "shim.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*_PYTHON, str(SHIM), str(self.directory)],
+                [*_PYTHON, str(SHIM / "__main__.py"), str(self.directory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

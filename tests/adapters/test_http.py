@@ -31,6 +31,7 @@ from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.outcome import OutcomeKind
 from chump_orchestrator.core.records import ForgeBudget, Vitals
+from chump_orchestrator.core.turns import TurnsTaken
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -64,6 +65,7 @@ VITALS = Vitals(
         "reached": ["usd_per_day"],
     },
     forge_budget=ForgeBudget(31, 33, 4321, 5000, RESETS_AT),
+    turns=TurnsTaken((70, 20, 5, 3, 1, 0, 0, 0, 0, 1), 41.5, 35.25),
 )
 
 SETTLED = {
@@ -602,6 +604,7 @@ async def test_what_is_measured_is_what_is_now() -> None:
         "chump_forge_silent_seconds": 0,
         "chump_outbox_reflections": 1,
         "chump_ledger_waiting_records": 0,
+        "chump_loop_longest_turn_seconds": 35.25,
     }.items() <= now.items()
     assert values(found["chump_look_failures"]) == {("unavailable",): 2, ("rate_limited",): 1}
     assert now["chump_process_open_fds"] > 3
@@ -621,6 +624,21 @@ async def test_the_delay_of_the_loop_is_measured(monkeypatch: pytest.MonkeyPatch
     count = {s.name: s.value for s in found["chump_loop_lag_seconds"].samples}
     assert count["chump_loop_lag_seconds_count"] >= 5
     assert count["chump_loop_lag_seconds_sum"] >= 0
+
+
+async def test_the_turns_of_the_loop_are_told_as_they_were_counted() -> None:
+    async with a_site() as site:
+        found = (await metrics_of(site))["chump_loop_turn_seconds"]
+
+    by_end = {s.labels.get("le"): s.value for s in found.samples if s.name.endswith("_bucket")}
+    assert found.type == "histogram"
+    assert [by_end[end] for end in ("0.001", "0.005", "0.01", "0.1", "30.0", "+Inf")] == [
+        *(70, 90, 95, 99, 99, 100)
+    ]
+    assert {s.name: s.value for s in found.samples[-2:]} == {
+        "chump_loop_turn_seconds_count": 100,
+        "chump_loop_turn_seconds_sum": 41.5,
+    }
 
 
 async def test_no_label_grows_without_end() -> None:

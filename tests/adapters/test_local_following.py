@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import SocketStream
 
+from chump_orchestrator.adapters.local import agent as agents
 from chump_orchestrator.adapters.local import wire
-from chump_orchestrator.adapters.local.output import Lines, Output
+from chump_orchestrator.adapters.local.output import Gist, Lines, Output
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.outcome import StopReason
 from tests.adapters.launches import Bench, eventually, ignore, python
 from tests.adapters.shims import marked
+
+
+async def take_nothing(_offset: int, _data: bytes) -> None:
+    """Take bytes of a stream and do nothing with them."""
+
 
 FOR_A_WHILE = "import time; time.sleep(60)"
 
@@ -257,6 +266,86 @@ async def test_a_flood_of_errors_leaves_the_loop_its_turns_and_the_tail_right(
     assert len(agent.last_words()) == 16 * 1024
     assert sorted(lags)[len(lags) // 2] < 0.1
     assert max(lags) < 1
+
+
+@pytest.mark.parametrize("in_short", [True, False])
+async def test_of_a_flood_the_same_is_kept_whether_it_was_told_in_short_or_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, in_short: bool
+) -> None:
+    """Behaviour T1. Not in short is how shims of an earlier version tell it."""
+    script = (
+        "import os, time\n"
+        "for n in range(300):\n"
+        "    os.write(2, b'Warning %d' % n + b'dull \\xff\\n' * 9000 + b'fai')\n"
+        "    os.write(2, b'led')\n"
+    )
+    leaps: list[Gist] = []
+    heard: list[bool] = []
+    leap, listen = Output.leap, wire.listen
+
+    def counted(self: Output, stream: str, gist: Gist) -> None:
+        leaps.append(gist)
+        heard.append(agent._last_at > 0)
+        agent._last_at = 0.0  # until something is heard again
+        leap(self, stream, gist)
+
+    async def listen_to_all(*arguments: Any) -> Any:
+        return await listen(*arguments[:5])
+
+    monkeypatch.setattr(Output, "leap", counted)
+    if not in_short:
+        monkeypatch.setattr(agents, "listen", listen_to_all)
+    agent, _ = await bench.launch(python(script))
+    ended = await agent.follow(ignore)
+
+    assert ended.code == 0
+    assert (len(leaps) > 0) is in_short
+    assert all(heard)
+    assert agent._output.offsets == {"stdout": 0, "stderr": 18_904_990}
+    assert agent.tail()[0] == "failedWarning 237dull \ufffd"
+    assert agent.tail()[-1] == "failed"
+    assert len(agent.tail()) == 64
+    assert agent.last_words().endswith("dull \ufffd\nfailed")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"offset": -1, "length": 0, "stands_for": 1, "telling": 0, "begun": 0},
+        {"offset": 0, "length": 0, "stands_for": "1", "telling": 0, "begun": 0},
+        {"offset": 0, "length": 2**40, "stands_for": 1, "telling": 0, "begun": 0},
+        {"offset": 0, "length": 4, "stands_for": 1, "telling": 3, "begun": 2},
+        {"offset": 0, "length": 4, "stands_for": 1, "telling": True, "begun": 0},
+        {"offset": 0, "length": 4, "stands_for": 1},
+    ],
+)
+async def test_a_gist_that_makes_no_sense_is_not_taken(
+    tmp_path: Path, header: dict[str, object]
+) -> None:
+    """An agent could listen in its shim's place."""
+    gists: list[Gist] = []
+    asked: list[bytes] = []
+
+    async def impostor(stream: SocketStream) -> None:
+        async with stream:
+            asked.append(await stream.receive())
+            await stream.send(b'{"ok":true}\n' + json.dumps(header).encode() + b"\nerror")
+            await anyio.sleep(60)
+
+    async with (
+        await anyio.create_unix_listener(tmp_path / "ctl.sock") as listener,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(listener.serve, impostor)
+        with anyio.fail_after(30):
+            said = await wire.listen(
+                tmp_path, "stderr", 0, take_nothing, lambda: None, gists.append
+            )
+        group.cancel_scope.cancel()
+
+    assert said is None
+    assert gists == []
+    assert json.loads(asked[0])["gist"] is True
 
 
 async def test_a_flood_of_empty_lines_leaves_the_loop_its_turns(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -107,6 +107,30 @@ async def test_its_numbers_are_those_of_what_it_does() -> None:
     assert first.looks > 0
     assert (late.overdue, late.silent, late.ready) == (2, 2, 3)
     assert (last.running, last.ready, last.parked) == (2, 2, 1)
+
+
+async def test_the_turns_of_its_loop_are_told_where_somebody_counts_them() -> None:
+    scene = a_scene(a_backlog(a_gap("A-1")))
+
+    async with a_daemon(scene) as daemon:
+        operator, clock = Operator(daemon), scene.world.clock
+        await anyio.sleep(60)
+        uncounted = (await operator.vitals()).turns, (await operator.status())["daemon"]
+        for took_s in (0.002, 0.25, 0.001):
+            scene.world.turns.count(took_s, clock.monotonic())
+        counted = (await operator.vitals()).turns, (await operator.status())["daemon"]
+        await anyio.sleep(30 * 60)
+        later = (await operator.status())["daemon"]
+
+    assert (uncounted[0], cast("Any", uncounted[1])["loop"]) == (None, None)
+    assert counted[0] is not None
+    assert counted[0].total_s == pytest.approx(0.253)
+    assert cast("Any", counted[1])["loop"] == {
+        "turns": 3,
+        "slow_turns": 1,
+        "longest_turn_ms": 250.0,
+    }
+    assert cast("Any", later)["loop"]["longest_turn_ms"] == 0.0
 
 
 async def test_looks_that_fail_are_counted_by_how_they_did() -> None:

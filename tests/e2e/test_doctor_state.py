@@ -45,6 +45,9 @@ class Answers:
         ({"backlog_problem": "torn"}, "warn", "the backlog is used as it was: torn"),
         ({"forge_silent_s": 1200.0}, "warn", "has not answered the daemon for 20 min"),
         ({"forge_silent_s": 40.0}, "ok", "it runs"),
+        ({"loop": {"longest_turn_ms": 12.3}}, "ok", "longest turn of its loop of late took 12 ms"),
+        ({"loop": {"longest_turn_ms": 2345.6}}, "warn", "could not answer for a while: the long"),
+        ({"loop": None}, "ok", "it runs (pid 4242) and is running"),
     ],
 )
 def test_a_daemon_tells_how_it_is(

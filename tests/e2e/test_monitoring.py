@@ -84,6 +84,8 @@ def test_a_daemon_is_watched_from_its_start_to_its_end(make: Make, at: Path) -> 
     daemon.send_signal(signal.SIGTERM)
 
     assert daemon.wait(30) == 0
+    turns = [told["daemon"].pop("loop")["turns"] for told in (state, status)]  # these go on
+    assert 0 < turns[0] < turns[1]
     assert state == status
     assert state["settled"] == {"shipped": 1, "killed": 1}
     for line in (

@@ -14,7 +14,15 @@ from typing import Any
 
 import anyio
 
-from chump_orchestrator.adapters.local import LocalExecutor, ShimAgent, launching, output, remains
+from chump_orchestrator.adapters.local import (
+    LocalExecutor,
+    ShimAgent,
+    agent,
+    launching,
+    output,
+    remains,
+    wire,
+)
 from chump_orchestrator.core import tail
 
 SHIM = """\
@@ -69,7 +77,7 @@ def shims(change: str, folder: Path) -> str:
     """Return the call that has all agents run under an altered shim, which is put into `folder`."""
     package = folder / "altered" / "shim"
     package.mkdir(parents=True)
-    root = str(Path(launching._SHIM).parents[1])
+    root = str(Path(launching._SHIM).parents[2])
     (package / "__main__.py").write_text(SHIM.format(root=root, change=change))
     return f"use_shim({json.dumps(str(package))})"
 
@@ -108,7 +116,12 @@ def no_marker_sweep() -> None:
 
 
 def endless_lines() -> None:
-    """Keep lines whole, however long."""
+    """Keep lines whole, however long, and have shims tell all of them."""
+
+    async def listen(*args: Any) -> Any:
+        return await wire.listen(*args[:5])
+
+    agent.listen = listen  # type: ignore[assignment, attr-defined]
     for module in (tail, output):
         module.LINE_BYTES = 1 << 40  # type: ignore[attr-defined]
 

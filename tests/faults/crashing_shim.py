@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(sys.argv[-2]).parents[1]))
+sys.path.append(str(Path(sys.argv[-2]).parents[2]))
 
 from chump_orchestrator.shim import child, linux, logs, owner, stream, tree
 

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import prometheus_client
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.outcome import OutcomeKind, PullState
 from chump_orchestrator.core.records import ForgeBudget, Vitals
+from chump_orchestrator.core.turns import BOUNDS_S, TurnsTaken
 
 DURATIONS_S = (30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 """Upper ends of the buckets for dispatches, which last from half a minute to a day."""
@@ -219,6 +227,8 @@ class _Now(Collector):
             yield CounterMetricFamily("chump_forge_requests", asked, value=forge.requests)
             cost = "What the forge said that its answers cost, in points."
             yield CounterMetricFamily("chump_forge_points", cost, value=forge.points)
+        if now.turns is not None:
+            yield from _of_the_loop(now.turns)
         looks = "Looks at the forge that were answered."
         yield CounterMetricFamily("chump_looks", looks, value=now.looks)
         failures = CounterMetricFamily(
@@ -227,6 +237,18 @@ class _Now(Collector):
         for kind, count in sorted(now.failed_looks.items()):
             failures.add_metric((kind,), count)
         yield failures
+
+
+def _of_the_loop(taken: TurnsTaken) -> Iterator[Metric]:
+    """Yield how long the turns of the loop took, which is how long others had to wait for one."""
+    text = "How long a turn of the event loop took, that of every one."
+    bounds = [*map(floatToGoString, BOUNDS_S), "+Inf"]
+    buckets = list(zip(bounds, accumulate(taken.counts), strict=True))
+    yield HistogramMetricFamily(
+        "chump_loop_turn_seconds", text, buckets=buckets, sum_value=taken.total_s
+    )
+    text = "The longest turn of the last 10 minutes or more."
+    yield GaugeMetricFamily("chump_loop_longest_turn_seconds", text, value=taken.longest_s)
 
 
 def _of_the_budget(told: Mapping[str, object]) -> Iterator[Metric]:

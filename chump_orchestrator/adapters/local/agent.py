@@ -15,7 +15,7 @@ import structlog
 
 from chump_orchestrator.adapters.local.files import read_log
 from chump_orchestrator.adapters.local.numbers import seconds, whole
-from chump_orchestrator.adapters.local.output import Output
+from chump_orchestrator.adapters.local.output import Gist, Output
 from chump_orchestrator.adapters.local.remains import (
     UNREADABLE,
     Found,
@@ -256,17 +256,26 @@ class ShimAgent:
         """Follow a stream for as long as the shim lives, over as many connections as it takes."""
         wait_s = _FIRST_WAIT_S
 
-        async def take(offset: int, data: bytes) -> None:
+        def heard(end: int) -> None:
             nonlocal wait_s
             wait_s = _FIRST_WAIT_S
-            if offset + len(data) > self._old.get(stream, 0):
+            if end > self._old.get(stream, 0):
                 self._last_at = self._clock.monotonic()
+
+        async def take(offset: int, data: bytes) -> None:
+            heard(offset + len(data))
             await self._output.take(stream, offset, data, on_line)
 
+        def leap(gist: Gist) -> None:
+            heard(gist.offset + gist.size)
+            self._output.leap(stream, gist)
+
+        # Of standard output every line is wanted.
+        may_leap = leap if stream == "stderr" else None
         opened = partial(self._heard_from.add, stream)
         while True:
             offset = self._output.offsets[stream]
-            said = await listen(self._directory, stream, offset, take, opened)
+            said = await listen(self._directory, stream, offset, take, opened, may_leap)
             self._heard_from.discard(stream)
             self._stirred.set()
             if said is not None:

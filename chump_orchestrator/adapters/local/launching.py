@@ -33,7 +33,7 @@ from chump_orchestrator.adapters.local.files import (
 )
 from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S
 from chump_orchestrator.adapters.local.remains import give_up, is_held
-from chump_orchestrator.adapters.local.shims import kill_shim
+from chump_orchestrator.adapters.local.shims import PROGRAM, kill_shim
 from chump_orchestrator.adapters.starting import SHORTAGES
 from chump_orchestrator.core.dispatch import (
     SESSION,
@@ -54,7 +54,7 @@ ANSWER_S = 15.0
 _LAST_RESORT = timedelta(minutes=5)
 """How long after its shim should have ended it an agent is ended by the service manager."""
 
-_SHIM = str(Path(shim.__file__).parent)
+_SHIM = str(Path(shim.__file__).with_name(PROGRAM))
 _SHIM_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
 _REAP_S = 5.0
 _LOOK_AGAIN_S = 0.005

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 import anyio.lowlevel
@@ -17,6 +18,21 @@ PIECE = 64 * 1024
 """Looked at in one turn of the loop at most; takes a millisecond or two."""
 
 _TURN_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Gist:
+    """What a shim tells in place of `size` bytes of standard error that begin at `offset`.
+
+    `telling` are the telling lines that ended there, `begun` the line that has not, and `end` the
+    last bytes of it.
+    """
+
+    offset: int
+    size: int
+    telling: bytes
+    begun: bytes
+    end: bytes
 
 
 class Lines:
@@ -83,6 +99,14 @@ class Output:
                     await anyio.lowlevel.checkpoint()
                 lines = self.note(stream, offset + start, data[start : start + PIECE])
                 await _pass_on(lines, on_line)
+
+    def leap(self, stream: str, gist: Gist) -> None:
+        """Take what stands for bytes of a stream of which no lines are handed out."""
+        if gist.offset != self.offsets[stream]:
+            self.tail.gap()
+        self.offsets[stream] = gist.offset + gist.size
+        self.keep_end(stream, gist.end)
+        self.tail.leap(gist.telling, gist.begun)
 
     async def finish(self, on_line: Callable[[str], None]) -> None:
         """Take what is left of either stream as its last line."""

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import psutil
 
-_SHIM_FOLDER = "shim"
+PROGRAM = "__main__.py"
+"""What is run of the shim's package: run as a folder, it would cost a megabyte more."""
+
+_FOLDER = "shim"
 _END_S = 1.0
 """How long one that was killed is waited for."""
 
@@ -59,10 +62,12 @@ def _shim_of(directory: Path, pid: int) -> psutil.Process | None:
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(pid)
         words = process.cmdline()
+        program = Path(words[-2] if len(words) > 1 else "")
+        # Earlier versions run the folder itself.
+        folder = program.parent if program.name == PROGRAM else program
         if (
-            len(words) > 1
+            folder.name == _FOLDER
             and Path(words[-1]).name == directory.name
-            and Path(words[-2]).name == _SHIM_FOLDER
             # One state folder may be known by two paths.
             and os.path.realpath(words[-1]) == os.path.realpath(directory)
             and process.uids().real == os.getuid()

@@ -14,6 +14,7 @@ import anyio.to_thread
 from anyio.abc import UNIXSocketStream
 
 from chump_orchestrator.adapters.local.numbers import whole
+from chump_orchestrator.adapters.local.output import Gist
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.shim.files import SOCKET
 
@@ -23,6 +24,9 @@ ANSWER_S = 5.0
 _RECEIVE = 64 * 1024
 _HEADER_LIMIT = 64 * 1024
 _LONGEST_FRAME = 64 * 1024 * 1024
+_LONGEST_GIST = 1024 * 1024
+"""More than all lines that are kept, each as long as it may be, and the end of the stream."""
+
 _ADDRESS_BYTES = 100
 """Longest path that fits into the address of a socket everywhere (104 bytes on macOS)."""
 
@@ -54,9 +58,17 @@ async def ask(directory: Path, request: Mapping[str, object]) -> dict[str, objec
 
 
 async def listen(
-    directory: Path, stream: str, offset: int, take: Take, on_open: Callable[[], None]
+    directory: Path,
+    stream: str,
+    offset: int,
+    take: Take,
+    on_open: Callable[[], None],
+    leap: Callable[[Gist], None] | None = None,
 ) -> dict[str, object] | None:
     """Have the bytes of a stream taken from `offset` on; return what was said at its end.
+
+    With `leap`, which takes the gist of a stretch in place of its bytes, the shim leaves out what
+    comes faster than anybody reads. One of an earlier version does not know that, and tells all.
 
     `on_open` is called once the shim has agreed: from then on its end is noticed here. `None` when
     the connection could not be made or was lost; what was taken stays taken. When the shim no
@@ -64,11 +76,14 @@ async def listen(
     """
     try:
         async with _connected(directory) as connection:
-            await connection.say({"op": "follow", "stream": stream, "offset": offset})
+            wish = {"gist": True} if leap is not None else {}
+            await connection.say({"op": "follow", "stream": stream, "offset": offset, **wish})
             while True:
                 match await connection.hear():
                     case {"end": True, **farewell}:
                         return farewell
+                    case {"stands_for": _} as header if leap is not None:
+                        leap(await connection.hear_gist(header))
                     case {"offset": offered, "length": long}:
                         start, length = whole(offered), whole(long, _LONGEST_FRAME)
                         if start is None or length is None:
@@ -117,6 +132,20 @@ class _Connection:
             await take(offset, piece)
             offset += len(piece)
             length -= len(piece)
+
+    async def hear_gist(self, header: Mapping[str, object]) -> Gist:
+        offset, size = whole(header.get("offset")), whole(header.get("stands_for"))
+        lengths = [
+            whole(header.get(name), _LONGEST_GIST) for name in ("telling", "begun", "length")
+        ]
+        telling, begun, length = (-1 if one is None else one for one in lengths)
+        if offset is None or size is None or telling < 0 or begun < 0 or telling + begun > length:
+            raise _BrokenError("a gist makes no sense")
+        while len(self._heard) < length:
+            self._heard += await self._receive()
+        told, self._heard = self._heard[:length], self._heard[length:]
+        ends = telling + begun
+        return Gist(offset, size, told[:telling], told[telling:ends], told[ends:])
 
     async def _receive(self) -> bytes:
         """Return the next bytes. Each time is a turn of the loop, also when they are there."""
