@@ -27,7 +27,8 @@ demo: $(STAMP) ## Drain a made-up backlog with the real daemon; no account, no n
 	@$(BIN)/chump-orchestrator demo
 
 .PHONY: test
-test: lint types contracts docs ## Every check, then every test, of the faults each case once; skipped ones are named
+test: $(STAMP) ## Every check, then every test, of the faults each case once; skipped ones are named
+	@$(MAKE) -j 2 lint types contracts docs
 	@echo '== pytest'
 	@FAULTS=short $(PYTEST)
 

@@ -83,7 +83,7 @@ gaps:
 - {id: DOCS-1, title: Write it down, priority: P1, effort: xs, status: open}
 - {id: TEST-1, title: Try it out, priority: P2, effort: m, status: open, depends_on: [DOCS-1]}
 - {id: FAIL-1, title: Made to fail, priority: P1, effort: s, status: open}
-- {id: SLOW-1, title: Made to overrun, priority: P0, effort: s, status: open, deadline: 3s}
+- {id: SLOW-1, title: Made to overrun, priority: P0, effort: s, status: open, deadline: 2s}
 - {id: LATER-1, title: Not for tonight, priority: P4, effort: s, status: open}
 """
 

@@ -1,6 +1,7 @@
 """The rules of the house that no linter knows."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -61,6 +62,11 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -70,7 +76,7 @@ def logged_events() -> dict[str, str]:
     return {
         event: f"{name_of(path)}:{line}"
         for path in modules()
-        for event, line in _events_in(ast.parse(path.read_text("utf-8")))
+        for event, line in _events_in(tree_of(path))
     }
 
 
@@ -151,7 +157,7 @@ def test_nothing_in_production_is_left_for_later() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    mute = [name_of(p) for p in modules() if not ast.get_docstring(ast.parse(p.read_text("utf-8")))]
+    mute = [name_of(p) for p in modules() if not ast.get_docstring(tree_of(p))]
 
     assert mute == []
 
@@ -161,7 +167,7 @@ def test_nothing_is_mocked() -> None:
     found = [
         f"{name_of(path)}:{node.lineno}"
         for path in (*modules(), *sorted((ROOT / "tests").rglob("*.py")))
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(tree_of(path))
         if (isinstance(node, ast.Import) and mocks & {alias.name for alias in node.names})
         or (isinstance(node, ast.ImportFrom) and node.module in mocks)
         or (
@@ -179,7 +185,7 @@ def test_the_shim_stands_on_the_standard_library_and_itself_alone() -> None:
     imported = {
         name
         for path in modules_of_shim
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in (
             [alias.name for alias in node.names]
@@ -202,7 +208,7 @@ def test_only_config_reads_the_environment() -> None:
     readers = {
         name_of(path)
         for path in modules()
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(tree_of(path))
         if (isinstance(node, ast.Attribute) and ast.unparse(node) in ENVIRONMENT)
         or (isinstance(node, ast.ImportFrom) and node.module == "os" and _imports_it(node))
     }

@@ -56,6 +56,7 @@ class YamlFile(InTurn):
         self._path = path
         self._cache = cache
         self._pieces: dict[bytes, Parsed] | None = None
+        self._entries: Entries | None = None
         self._last: tuple[str, Backlog] | None = None
 
     async def stamp(self) -> str:
@@ -93,10 +94,12 @@ class YamlFile(InTurn):
 
     def _parse(self) -> tuple[str, Found]:
         """Read the file; returns the stamp that it had, empty when it may have changed since."""
-        file, entries = _File(self._path), _entries(str(self._path), self._pieces)
+        file = _File(self._path)
+        if self._entries is None:
+            self._entries, self._pieces = _entries(str(self._path), self._pieces), {}
+        entries = self._entries
         with _refusing(str(self._path)):
             found = entries.read(file.chunks, _pause)
-        self._pieces = entries.known
         if self._cache is not None and file.stamp:
             name = str(self._path)
             keep(self._cache, name, file.stamp, file.changed_s, found, entries.known)

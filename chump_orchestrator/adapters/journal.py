@@ -6,10 +6,10 @@ are held for one short transaction (behaviour R1 to R6).
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,8 @@ from chump_orchestrator.adapters.journal_reading import (
 )
 from chump_orchestrator.adapters.sqlite import (
     BUSY_S,
+    Request,
+    Share,
     SqliteThread,
     connect,
     storable,
@@ -66,7 +68,7 @@ _CREATED_AT = "TEXT NOT NULL DEFAULT (datetime('now'))"
 _MEMORY: Mapping[str, Columns] = {
     REFLECTIONS: {
         "id": _ID,
-        **dict.fromkeys((column.name for column in fields(ReflectionRow)), "TEXT"),
+        **dict.fromkeys(ReflectionRow._fields, "TEXT"),
         "surprisal_at_reflect": "REAL",
         "confidence_at_reflect": "REAL",
         "created_at": _CREATED_AT,
@@ -74,7 +76,7 @@ _MEMORY: Mapping[str, Columns] = {
     TARGETS: {
         "id": _ID,
         "reflection_id": f"INTEGER REFERENCES {REFLECTIONS} (id)",
-        **dict.fromkeys((column.name for column in fields(TargetRow)), "TEXT"),
+        **dict.fromkeys(TargetRow._fields, "TEXT"),
         "actioned_as": "TEXT",
         "created_at": _CREATED_AT,
     },
@@ -82,7 +84,7 @@ _MEMORY: Mapping[str, Columns] = {
 _STATE: Mapping[str, Columns] = {
     ROUTING: {
         "id": _ID,
-        **dict.fromkeys((column.name for column in fields(RoutingRow)), "TEXT"),
+        **dict.fromkeys(RoutingRow._fields, "TEXT"),
         "pr_number": "INTEGER",
         "duration_s": "INTEGER",
         "cost_usd": "REAL",
@@ -93,9 +95,9 @@ _STATE: Mapping[str, Columns] = {
 
 _TABLES = {**_MEMORY, **_STATE}
 _GIVEN = {
-    REFLECTIONS: tuple(column.name for column in fields(ReflectionRow)),
-    TARGETS: ("reflection_id", *(column.name for column in fields(TargetRow))),
-    ROUTING: tuple(column.name for column in fields(RoutingRow)),
+    REFLECTIONS: ReflectionRow._fields,
+    TARGETS: ("reflection_id", *TargetRow._fields),
+    ROUTING: RoutingRow._fields,
 }
 """The columns that we fill, in the order of the values."""
 
@@ -110,10 +112,9 @@ class _Book:
         self._statements: dict[str, str] = {}
         self.thread = SqliteThread(path, self._connect)
 
-    def insert(self, connection: sqlite3.Connection, table: str, *values: Value) -> int:
-        """Add a row with the values of our columns, in order; return its id."""
-        row = [_storable(value) for value in values]
-        return connection.execute(self._statements[table], row).lastrowid or 0
+    def statement(self, table: str) -> str:
+        """Return the statement that adds a row with the values of our columns, in order."""
+        return self._statements[table]
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,21 +169,31 @@ class SqliteJournal:
         `Unavailable`, naming the file, when a database cannot be written now. Safe to cancel:
         each database then has its rows or not, and another call writes what is missing.
         """
-        remembered = _values(reflection_row(reflection))
-        directed = _values(target_row(reflection))
-        routed = _values(routing_row(reflection))
+        self._state.thread.start()
+        await self._memory.thread.run(Share(self._remember, reflection, self._remembered))
 
-        def remember(connection: sqlite3.Connection) -> None:
-            if _is_first(connection, reflection.dispatch):
-                parent = self._memory.insert(connection, REFLECTIONS, *remembered)
-                self._memory.insert(connection, TARGETS, parent, *directed)
+    def _remember(self, connection: sqlite3.Connection, reflections: Sequence[Reflection]) -> None:
+        cursor = connection.cursor()
+        statement = self._memory.statement(REFLECTIONS)
+        targets = []
+        for reflection in _firsts(connection, reflections):
+            row = _storable(reflection_row(reflection))
+            parent = cursor.execute(statement, row).lastrowid or 0
+            targets.append((parent, *_storable(target_row(reflection))))
+        cursor.executemany(self._memory.statement(TARGETS), targets)
 
-        def keep_score(connection: sqlite3.Connection) -> None:
-            if _is_first(connection, reflection.dispatch):
-                self._state.insert(connection, ROUTING, *routed)
+    def _remembered(self, request: Request, reflection: Reflection) -> None:
+        """Go on with the other file: a turn of the loop less than if it were asked for that."""
+        score = Share(self._keep_score, reflection)
+        self._state.thread.take_over(request._replace(work=score))
 
-        await self._memory.thread.run(remember)
-        await self._state.thread.run(keep_score)
+    def _keep_score(
+        self, connection: sqlite3.Connection, reflections: Sequence[Reflection]
+    ) -> None:
+        scores = [
+            _storable(routing_row(reflection)) for reflection in _firsts(connection, reflections)
+        ]
+        connection.executemany(self._state.statement(ROUTING), scores)
 
     async def correct(self, reflection: Reflection) -> None:
         """Rewrite the rows of a reflection as a later merge has it; quiet where there are none.
@@ -238,6 +249,7 @@ class SqliteJournal:
 
     async def close(self) -> None:
         """Finish what was asked for and close both files; safe to call twice."""
+        # In this order: the first thread hands on to the second.
         await self._memory.thread.close()
         await self._state.thread.close()
 
@@ -253,23 +265,39 @@ class SqliteJournal:
         await self.close()
 
 
-def _storable(value: Value) -> Value:
-    """Return a value as SQLite can hold it, numbers cut to 64 bits: some are strangers' words."""
+def _storable(values: Iterable[Value]) -> list[Value]:
+    """Return values as SQLite can hold them, numbers cut to 64 bits: some are strangers' words."""
+    return [
+        value
+        if value is None or (type(value) is str and value.isascii())
+        else _made_storable(value)
+        for value in values
+    ]
+
+
+def _made_storable(value: Value) -> Value:
     if isinstance(value, str):
-        return storable(value)
+        # A member of an enumeration would be asked each time how it wants to be stored.
+        return storable(str(value))
     return max(-_LARGEST, min(value, _LARGEST)) if isinstance(value, int) else value
 
 
-def _values(row: ReflectionRow | TargetRow | RoutingRow) -> tuple[Value, ...]:
-    return tuple(getattr(row, column.name) for column in fields(row))
-
-
-def _is_first(connection: sqlite3.Connection, dispatch_id: str) -> bool:
-    """Take note that a dispatch's rows are written; say whether they were not before."""
-    noted = connection.execute(
-        "INSERT OR IGNORE INTO chump_orchestrator_delivered VALUES (?)", (dispatch_id,)
-    )
-    return noted.rowcount == 1
+def _firsts(
+    connection: sqlite3.Connection, reflections: Iterable[Reflection]
+) -> Iterable[Reflection]:
+    """Return those whose rows are not written yet, and take note that they are."""
+    told: dict[str, Reflection] = {}
+    for reflection in reflections:
+        told.setdefault(reflection.dispatch, reflection)
+    for (written,) in connection.execute(
+        f"SELECT dispatch_id FROM {DELIVERED}"  # noqa: S608 - a name of ours
+        " WHERE dispatch_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(told)),),
+    ).fetchall():
+        del told[written]
+    noted = f"INSERT INTO {DELIVERED} VALUES (?)"  # noqa: S608 - as above
+    connection.executemany(noted, [(one,) for one in told])
+    return told.values()
 
 
 def _insertion(connection: sqlite3.Connection, table: str) -> str:

@@ -12,9 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from chump_orchestrator.core.deferred import dataclass
+from chump_orchestrator.adapters.sqlite_requests import (
+    Done,
+    Request,
+    Result,
+    Share,
+    Work,
+    answer_all,
+    carry_out,
+)
 from chump_orchestrator.core.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
@@ -28,9 +36,23 @@ _SWITCH_AGAIN_S = 0.01
 GROUP = 256
 """At most so many writes share a commit, so that the first of them does not wait for long."""
 
-Result = TypeVar("Result")
-Work = Callable[[sqlite3.Connection], Result]
-"""What a caller wants to have done with a connection, inside a transaction that is not its own."""
+__all__ = [
+    "BUSY_S",
+    "Corrupt",
+    "Request",
+    "Result",
+    "Share",
+    "SqliteThread",
+    "Work",
+    "connect",
+    "for_its_owner_alone",
+    "migrate",
+    "put_aside",
+    "schema_version",
+    "storable",
+    "translate",
+    "use_wal",
+]
 
 
 class Corrupt(Unavailable):
@@ -177,20 +199,6 @@ def put_aside(path: Path, stamp: str) -> Path:
     return aside
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    work: Work[Any]
-    loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    request: _Request
-    value: Any = None
-    error: Exception | None = None
-
-
 class SqliteThread:
     """One thread that owns one connection and carries out what it is asked to, in order.
 
@@ -209,7 +217,7 @@ class SqliteThread:
         self._path = path
         self._make = make
         self._writes = writes
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._connection: sqlite3.Connection | None = None
@@ -222,18 +230,13 @@ class SqliteThread:
         for the answer, which comes within the busy time-out and the time the disk needs.
         """
         if self._is_closed:
-            msg = f"{self._path} has been closed"
-            raise Unavailable(msg)
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._serve, name=f"sqlite {self._path.name}", daemon=True
-            )
-            self._thread.start()
+            raise self._closed()
+        self.start()
         import asyncio  # noqa: PLC0415 - whoever only looks, in its own thread, has no loop
 
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Result] = loop.create_future()
-        self._queue.put(_Request(work, loop, answer))
+        self._queue.put(Request(work, loop, answer))
         if shield:
             import anyio  # noqa: PLC0415 - as above
 
@@ -241,6 +244,24 @@ class SqliteThread:
                 await answer
             return answer.result()
         return await answer
+
+    def start(self) -> None:
+        """Start the thread, if that has not been done."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._serve, name=f"sqlite {self._path.name}", daemon=True
+            )
+            self._thread.start()
+
+    def take_over(self, request: Request) -> None:
+        """Answer a request of another thread's in its stead; for threads that were started."""
+        if self._is_closed:
+            answer_all([Done(request, error=self._closed())])
+        else:
+            self._queue.put(request)
+
+    def _closed(self) -> Unavailable:
+        return Unavailable(f"{self._path} has been closed")
 
     async def close(self) -> None:
         """Finish what was asked for, close the connection and end the thread; twice is fine."""
@@ -257,12 +278,12 @@ class SqliteThread:
         while not is_last:
             batch, is_last = self._next()
             if batch:
-                _answer(self._transact(batch) if self._writes else self._read(batch))
+                answer_all(self._transact(batch) if self._writes else self._read(batch))
         self._drop()
 
-    def _next(self) -> tuple[list[_Request], bool]:
+    def _next(self) -> tuple[list[Request], bool]:
         """Wait for a request, return it and those behind it, and whether they are the last."""
-        batch: list[_Request] = []
+        batch: list[Request] = []
         try:
             while len(batch) < GROUP:
                 request = self._queue.get(block=not batch)
@@ -273,12 +294,12 @@ class SqliteThread:
             pass
         return batch, False
 
-    def _transact(self, batch: list[_Request]) -> list[_Done]:
+    def _transact(self, batch: list[Request]) -> list[Done]:
         try:
             connection = self._ready()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                done = [_Done(request, request.work(connection)) for request in batch]
+                done = carry_out(connection, batch)
             except Exception:  # noqa: BLE001 - whose it was comes out below
                 # A savepoint for each would cost as much as the rows; failures are rare.
                 if connection.in_transaction:
@@ -293,7 +314,7 @@ class SqliteThread:
             self._drop()
         return done
 
-    def _in_savepoint(self, connection: sqlite3.Connection, request: _Request) -> _Done:
+    def _in_savepoint(self, connection: sqlite3.Connection, request: Request) -> Done:
         connection.execute("SAVEPOINT request")
         try:
             value = request.work(connection)
@@ -303,17 +324,17 @@ class SqliteThread:
                 raise
             connection.execute("ROLLBACK TO request")
             connection.execute("RELEASE request")
-            return _Done(request, error=translate(error, self._path))
+            return Done(request, error=translate(error, self._path))
         connection.execute("RELEASE request")
-        return _Done(request, value)
+        return Done(request, value)
 
-    def _read(self, batch: list[_Request]) -> list[_Done]:
-        done: list[_Done] = []
+    def _read(self, batch: list[Request]) -> list[Done]:
+        done: list[Done] = []
         for request in batch:
             try:
-                done.append(_Done(request, self._looked(request.work)))
+                done.append(Done(request, self._looked(request.work)))
             except Exception as error:  # noqa: BLE001 - as above
-                done.append(_Done(request, error=error))
+                done.append(Done(request, error=error))
         return done
 
     def _looked(self, work: Work[Result]) -> Result:
@@ -331,8 +352,8 @@ class SqliteThread:
             raise told from error
         return found
 
-    def _all_failed(self, batch: Iterable[_Request], error: Exception) -> list[_Done]:
-        return [_Done(request, error=translate(error, self._path)) for request in batch]
+    def _all_failed(self, batch: Iterable[Request], error: Exception) -> list[Done]:
+        return [Done(request, error=translate(error, self._path)) for request in batch]
 
     def _ready(self) -> sqlite3.Connection:
         if self._connection is not None and self._file != _identity(self._path):
@@ -355,26 +376,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _answer(done: Sequence[_Done]) -> None:
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Done]] = {}
-    for each in done:
-        by_loop.setdefault(each.request.loop, []).append(each)
-    for loop, answers in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_deliver, answers)
-        except RuntimeError:
-            # The loop is closed: nobody waits any more.
-            continue
-
-
-def _deliver(answers: Sequence[_Done]) -> None:
-    for done in answers:
-        future = done.request.answer
-        if future.done():
-            continue
-        if done.error is not None:
-            future.set_exception(done.error)
-        else:
-            future.set_result(done.value)

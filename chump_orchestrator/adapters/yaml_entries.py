@@ -2,20 +2,20 @@
 
 Most backlogs are a block list under `gaps:`. Such a text is cut at the dashes of that list, each
 piece is parsed alone, and what came of it is kept under the digest of its bytes, so that one
-changed entry costs one parse. Whatever is not provably that simple is parsed as a whole; the two
-ways give the same answer.
+changed entry costs one parse. Whatever is not provably that simple is parsed as a whole; all ways
+give the same answer.
 """
 
 from __future__ import annotations
 
-import codecs
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from chump_orchestrator.adapters.parsed import Found, Parsed, moved
+from chump_orchestrator.adapters.yaml_edits import LONGEST, Seen
 from chump_orchestrator.adapters.yaml_nodes import (
     Broken,
     Remark,
@@ -23,23 +23,15 @@ from chump_orchestrator.adapters.yaml_nodes import (
     compose_carefully,
     value_of,
 )
+from chump_orchestrator.adapters.yaml_pieces import GAPS, NotSimple, Text, digest_of
+from chump_orchestrator.adapters.yaml_plain import plain_entry
 from chump_orchestrator.core.gap import Gap, Notice, Place, read_gap
-
-GAPS = "gaps"
 
 Chunks = Callable[[], Iterable[bytes]]
 """Opens the text anew and gives it piece by piece."""
 
-_LIST = re.compile(
-    rb"(?:\A|\n)gaps:(?: +#[^\n]*| *)\n(?: *(?:#[^\n]*)?\n)*( *)-(?=[ \t\n])",
-)
-_ODD_BREAKS = ("\r", "\x85", "\u2028", "\u2029", "\0")
-_MARKERS = re.compile(rb"(?:\A|\n)(?:---|\.\.\.|%)")
-_HEADER_MARKERS = re.compile(rb"(?:\A|\n)(?:\.\.\.|%)")
-
-
-class _NotSimple(Exception):
-    """The text has to be parsed as a whole."""
+BREATH = 16
+"""Entries after which somebody is asked whether to go on."""
 
 
 class Entries:
@@ -50,17 +42,18 @@ class Entries:
 
     def __init__(self, file: str, known: dict[bytes, Parsed] | None = None) -> None:
         self._file = file
+        self._seen: Seen | None = None
         self.known = known or {}
 
     def read(self, chunks: Chunks, pause: Callable[[], None], *, alone: bool = False) -> Found:
         """Return what the text holds; `Broken` when it is no backlog.
 
-        `pause` is called before each entry; what it raises ends the reading. With `alone`, a
+        `pause` is called every now and then; what it raises ends the reading. With `alone`, a
         mapping without `gaps` is one entry itself (behaviour B1).
         """
         try:
-            return self._read_pieces(chunks(), pause)
-        except (_NotSimple, Broken):
+            return self._read_pieces(iter(chunks()), pause)
+        except (NotSimple, Broken):
             self.known = {}
         return self.read_whole(b"".join(chunks()), pause, alone=alone)
 
@@ -108,154 +101,136 @@ class Entries:
         mark = gaps.start_mark
         raise Broken(f"{GAPS}: expected a list of entries", mark.line + 1, mark.column + 1)
 
-    def _read_pieces(self, chunks: Iterable[bytes], pause: Callable[[], None]) -> Found:
-        text = _Text(chunks)
+    def _read_pieces(self, chunks: Iterator[bytes], pause: Callable[[], None]) -> Found:
+        seen, self._seen = self._seen, None
+        whole = next(chunks, b"")
+        if (more := next(chunks, None)) is not None:
+            whole, chunks = b"", chain((whole, more), chunks)
+        elif seen is not None:
+            with suppress(NotSimple, Broken):
+                return self._read_edited(seen, whole, pause)
+        text = Text(chunks if more is not None else (whole,))
         line = text.open_list()
-        known = self.known
+        starts: list[int] = []
+        at = text.begins
         used: dict[bytes, Parsed] = {}
         found = Found()
-        entries = found.entries
         for piece in text.pieces():
-            pause()
-            digest = hashlib.sha256(piece).digest()
-            parsed = used.get(digest) or known.get(digest)
+            if not len(starts) % BREATH:
+                pause()
+            digest = digest_of(piece)
+            parsed = used.get(digest) or self.known.get(digest)
+            own = piece
             if parsed is None:
                 own = text.cut(piece)
-                digest = hashlib.sha256(own).digest()
-                parsed = known.get(digest) or self._parse(own)
-            order = len(entries)
-            entry = parsed.entry
-            at = line + parsed.line + 1
-            if entry.place.line != at or (isinstance(entry, Gap) and entry.order != order):
-                place = Place(self._file, at, parsed.column + 1)
-                parsed.entry = entry = moved(entry, order, place)
-            for told, below, column in parsed.remarks:
-                place = Place(self._file, line + below + 1, column + 1)
-                found.notices.append(Notice(told, place))
+                digest = digest if own is piece else digest_of(own)
+                parsed = self.known.get(digest) or self._parse(own, len(starts), line)
             used[digest] = parsed
-            entries.append(entry)
+            starts.append(at)
+            at += len(own)
+            self._add(found, parsed, line)
             line += parsed.lines
         text.close()
         self.known = used
+        self._remember(whole, text.indentation, starts)
         return found
 
-    def _parse(self, piece: bytes) -> Parsed:
-        root = compose(piece)
-        if not isinstance(root, SequenceNode) or len(root.value) != 1:
-            raise _NotSimple
-        node = root.value[0]
+    def _read_edited(self, seen: Seen, data: bytes, pause: Callable[[], None]) -> Found:
+        """Read a text of which another one is remembered; `NotSimple` for other edits than usual.
+
+        The entries before and behind the edit are taken over as they are.
+        """
+        edit = seen.edited(data)
+        if edit is None:
+            raise NotSimple
+        first, last, between = edit
+        text = Text((between,))
+        text.go_on(seen.indentation)
+        starts, at = list(seen.starts[:first]), seen.starts[first]
+        digests: list[bytes] = []
+        fresh: list[Parsed] = []
+        for piece in text.pieces():
+            if not len(fresh) % BREATH:
+                pause()
+            if text.cut(piece) is not piece:
+                raise NotSimple
+            starts.append(at)
+            at += len(piece)
+            digests.append(digest_of(piece))
+            fresh.append(self.known.get(digests[-1]) or self._parse(piece))
+        before, behind = seen.parsed[:first], seen.parsed[last:]
+        parsed = (*before, *fresh, *behind)
+        digests = [*seen.digests[:first], *digests, *seen.digests[last:]]
+        known = dict(zip(digests, parsed, strict=True))
+        if len(known) != len(parsed):
+            raise NotSimple
+        line, stood = _line_of(seen.parsed[first]), _line_of(behind[0])
+        found = Found()
+        self._leave(found, before)
+        for one in fresh:
+            self._add(found, one, line)
+            line += one.lines
+        if line == stood and len(found.entries) == last:
+            self._leave(found, behind)
+        else:
+            for one in behind:
+                self._add(found, one, line)
+                line += one.lines
+        further = at - seen.starts[last]
+        starts += (start + further for start in seen.starts[last:])
+        self.known = known
+        self._remember(data, seen.indentation, starts)
+        return found
+
+    def _remember(self, data: bytes, indentation: int, starts: Sequence[int]) -> None:
+        """Remember a text that was read, if it is short, and no two of its entries are the same."""
+        if data and len(data) <= LONGEST and len(starts) == len(self.known):
+            digests, parsed = tuple(self.known), tuple(self.known.values())
+            self._seen = Seen(data, indentation, starts, digests, parsed)
+
+    def _add(self, found: Found, parsed: Parsed, line: int) -> None:
+        """Add an entry to what is found, as it stands now: its piece begins at `line`, from 0."""
+        order = len(found.entries)
+        entry = parsed.entry
+        at = line + parsed.line + 1
+        if entry.place.line != at or (isinstance(entry, Gap) and entry.order != order):
+            place = Place(self._file, at, parsed.column + 1)
+            parsed.entry = entry = moved(entry, order, place)
+        found.entries.append(entry)
+        if parsed.remarks:
+            self._remark(found, parsed, line)
+
+    def _leave(self, found: Found, pieces: Sequence[Parsed]) -> None:
+        """Add entries that stand where they stood."""
+        found.entries += [one.entry for one in pieces]
+        for one in pieces:
+            if one.remarks:
+                self._remark(found, one, _line_of(one))
+
+    def _remark(self, found: Found, parsed: Parsed, line: int) -> None:
+        for told, below, column in parsed.remarks:
+            place = Place(self._file, line + below + 1, column + 1)
+            found.notices.append(Notice(told, place))
+
+    def _parse(self, piece: bytes, order: int = 0, line: int = 0) -> Parsed:
+        """Parse an entry that is the one of that `order`, and whose piece begins at `line`."""
         remarks: list[Remark] = []
-        value = value_of(node, remarks)
-        mark = node.start_mark
-        place = Place(self._file, 0, mark.column + 1)
-        entry = read_gap(value, order=0, place=place)
-        return Parsed(entry, mark.line, mark.column, piece.count(b"\n"), tuple(remarks))
+        below = 0
+        value: object
+        if (plain := plain_entry(piece)) is not None:
+            value, column = plain
+        else:
+            root = compose(piece)
+            if not isinstance(root, SequenceNode) or len(root.value) != 1:
+                raise NotSimple
+            node = root.value[0]
+            below, column = node.start_mark.line, node.start_mark.column
+            value = value_of(node, remarks)
+        place = Place(self._file, line + below + 1, column + 1)
+        entry = read_gap(value, order=order, place=place)
+        return Parsed(entry, below, column, piece.count(b"\n"), tuple(remarks))
 
 
-class _Text:
-    """Cuts a text into what precedes the list of entries, each entry's bytes, and the rest.
-
-    Holds no more of it than a chunk and the entry at hand.
-    """
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = _plain_chunks(chunks)
-        self._data = b""
-        self._start = 0
-        self._rest = b""
-        self._ended = False
-        self._over = False
-        self._beyond = re.compile(b"")
-        self.indentation = 0
-
-    def open_list(self) -> int:
-        """Check what precedes the list, and return how many lines that are."""
-        self._more()
-        head = _LIST.search(self._data)
-        if head is None:
-            raise _NotSimple
-        self.indentation = len(head[1])
-        self._start = head.start(1)
-        left = self.indentation - 1
-        self._beyond = re.compile(rb"\n {0,%d}[^ \n#]" % left if left >= 0 else rb"\n[^ \n#]")
-        own = head.start() + (self._data[head.start() : head.start() + 1] == b"\n")
-        before = self._data[:own]
-        if _HEADER_MARKERS.search(before):
-            raise _NotSimple
-        _check_surroundings(before)
-        return self._data.count(b"\n", 0, self._start)
-
-    def pieces(self) -> Iterator[bytes]:
-        """Give the bytes of each entry, in whole lines; the last ones may hold more (`cut`)."""
-        item = re.compile(rb"\n {%d}-(?=[ \t\n])" % self.indentation)
-        while not self._ended or self._start < len(self._data):
-            for border in item.finditer(self._data, self._start):
-                piece = self._data[self._start : border.start() + 1]
-                self._start = border.start() + 1
-                yield piece
-                if self._over:
-                    return
-            if self._ended:
-                piece = self._data[self._start :]
-                self._start = len(self._data)
-                yield piece
-                return
-            self._data = self._data[self._start :]
-            self._start = 0
-            self._more()
-
-    def cut(self, piece: bytes) -> bytes:
-        """Return what of the piece belongs to its entry; if not all, the list is over."""
-        lines = piece.count(b"\n", 0, len(piece) - 1)
-        if piece.count(b"\n" + b" " * max(1, self.indentation)) == lines:
-            return piece
-        end = self._beyond.search(piece)
-        if end is None:
-            return piece
-        self._over = True
-        own = end.start() + 1
-        self._rest = piece[own:] + self._data[self._start :]
-        return piece[:own]
-
-    def close(self) -> None:
-        """Check what follows the list."""
-        rest = self._rest + b"".join(self._chunks)
-        if _MARKERS.search(rest):
-            raise _NotSimple
-        _check_surroundings(rest)
-
-    def _more(self) -> None:
-        # As much again as there is: an entry of many chunks would be searched for each otherwise.
-        parts, missing = [self._data], max(1, len(self._data))
-        while missing > 0 and not self._ended:
-            chunk = next(self._chunks, b"")
-            self._ended = not chunk
-            parts.append(chunk)
-            missing -= len(chunk)
-        self._data = b"".join(parts)
-
-
-def _plain_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Give the chunks on; `_NotSimple` if there are other line breaks in them than newlines."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        for chunk in chunks:
-            if chunk:
-                text = decoder.decode(chunk)
-                if any(odd in text for odd in _ODD_BREAKS):
-                    raise _NotSimple
-                yield chunk
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise _NotSimple from error
-
-
-def _check_surroundings(data: bytes) -> None:
-    """Raise `_NotSimple` unless the text is nothing, or keys at the left edge besides `gaps`."""
-    root = compose_carefully(data)
-    if root is None or (isinstance(root, ScalarNode) and not root.value and not root.style):
-        return
-    if not isinstance(root, MappingNode) or root.flow_style or root.start_mark.column:
-        raise _NotSimple
-    if any(not isinstance(key, ScalarNode) or key.value == GAPS for key, _ in root.value):
-        raise _NotSimple
+def _line_of(parsed: Parsed) -> int:
+    """Return the line, from 0, in which the piece of an entry began that was read before."""
+    return parsed.entry.place.line - parsed.line - 1

@@ -37,7 +37,8 @@ BREATH = 500
 
 MERGE = "<<"
 
-_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+"""Texts that stand for nothing where they are not quoted."""
 
 _FLOW = 40
 _DEEP_INDENTATION = b"\n" + b" " * 20
@@ -140,7 +141,7 @@ def value_of(node: Node, remarks: list[Remark], room: int = LEVELS) -> object:
     """
     if isinstance(node, ScalarNode):
         text: str = node.value
-        return None if not node.style and text in _NULLS else text
+        return None if not node.style and text in NULLS else text
     if room <= 0:
         mark = node.start_mark
         remarks.append((f"nested deeper than {LEVELS} levels: left out", mark.line, mark.column))

@@ -7,6 +7,7 @@ from dataclasses import field, replace
 from datetime import date, datetime
 from enum import StrEnum
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 from chump_orchestrator.core.deferred import dataclass
@@ -20,7 +21,13 @@ from chump_orchestrator.core.gap import (
     Notice,
     Priority,
     Rejection,
+    slug_of,
 )
+
+AT_ONCE = 4096
+"""Entries that are looked at in one step, which no other thread can interrupt."""
+
+_ASKED_FOR = (OPEN, PERPETUAL)
 
 SHOWN_CIRCLE = 16
 """Members of a dependency cycle that are named in a reason; longer ones are cut short."""
@@ -87,12 +94,18 @@ class Index:
     @classmethod
     def of(cls, gaps: Sequence[Gap], rejected: Sequence[Rejection]) -> Index:
         """Return the index of these entries."""
-        done = {gap.id for gap in gaps if gap.is_done}
+        closed: dict[date, list[Gap]] = {}
+        for gap in gaps:
+            if gap.status == DONE:
+                closed.setdefault(gap.closed_date or date.min, []).append(gap)
+        done = {gap.id for same_day in closed.values() for gap in same_day}
         done |= {entry.id for entry in rejected if entry.id and entry.status == DONE}
         lanes: dict[Lane, list[Ready]] = {}
         waiting: dict[str, list[Ready]] = {}
         for at, gap in enumerate(gaps):
-            if not gap.is_open or (gap.status == PERPETUAL and gap.kind is not Kind.SYSTEM):
+            if gap.status not in _ASKED_FOR:
+                continue
+            if gap.status == PERPETUAL and gap.kind is not Kind.SYSTEM:
                 continue
             ready = Ready(gap.order, at, gap.domain, gap)
             unmet = [needed for needed in gap.depends_on if needed not in done]
@@ -106,13 +119,8 @@ class Index:
             gaps={gap.id: gap for gap in reversed(gaps)},
             rejected={entry.id: entry for entry in reversed(rejected) if entry.id},
             done=frozenset(done),
-            closed=tuple(
-                sorted(
-                    (gap for gap in gaps if gap.is_done),
-                    key=lambda gap: gap.closed_date or date.min,
-                    reverse=True,
-                )
-            ),
+            # By day: to sort the gaps themselves would hold up everybody else for too long.
+            closed=tuple(gap for day in sorted(closed, reverse=True) for gap in closed[day]),
             lanes=lanes,
             waiting=waiting,
         )
@@ -180,15 +188,16 @@ def assemble(entries: Iterable[Gap | Rejection], warnings: Iterable[Notice] = ()
     found = tuple(entries)
     notices = list(warnings)
     verdicts: list[Gap | Rejection | None] = list(found)
-    _settle_repetitions(verdicts, notices)
-    _reject_collisions(verdicts, found)
+    if not _are_distinct(found):
+        _settle_repetitions(verdicts, notices)
+        _reject_collisions(verdicts, found)
     _reject_cycles(verdicts)
     backlog = Backlog(
         gaps=tuple(entry for entry in verdicts if isinstance(entry, Gap)),
         rejected=tuple(entry for entry in verdicts if isinstance(entry, Rejection)),
         warnings=tuple(notices),
         total=len(found),
-        open=sum(1 for entry in found if entry.status in (OPEN, PERPETUAL)),
+        open=sum(1 for entry in found if entry.status in _ASKED_FOR),
     )
     # Whoever loads a backlog does so off the loop; whoever picks from it does not.
     _ = backlog.index
@@ -197,6 +206,20 @@ def assemble(entries: Iterable[Gap | Rejection], warnings: Iterable[Notice] = ()
 
 def _rejection(entry: Gap | Rejection, reason: str) -> Rejection:
     return Rejection(entry.id, reason, entry.place, entry.status, entry.slug)
+
+
+def _are_distinct(found: Sequence[Gap | Rejection]) -> bool:
+    """Say whether no two entries share an id or a slug, as is so in nearly every backlog."""
+    ids = [
+        entry.id if isinstance(entry, Gap) else entry.slug
+        for entry in found
+        if isinstance(entry, Gap) or entry.slug
+    ]
+    slugs: set[str] = set()
+    for at in range(0, len(ids), AT_ONCE):
+        # All in one text, as no id has a line break: a call for each would take ten times as long.
+        slugs.update(slug_of("\n".join(ids[at : at + AT_ONCE])).split("\n"))
+    return len(slugs) == len(ids)
 
 
 def _settle_repetitions(verdicts: list[Gap | Rejection | None], notices: list[Notice]) -> None:
@@ -256,7 +279,15 @@ def _reject_collisions(
 
 def _reject_cycles(verdicts: list[Gap | Rejection | None]) -> None:
     """Reject the members of dependency cycles; those who merely wait for one stay."""
-    edges = {entry.id: entry.depends_on for entry in verdicts if isinstance(entry, Gap)}
+    edges = _tangled(
+        {
+            entry.id: entry.depends_on
+            for entry in verdicts
+            if isinstance(entry, Gap) and entry.depends_on
+        }
+    )
+    if not edges:
+        return
     circles: dict[str, dict[str, list[str]]] = {}
     for members in _strong_components(edges):
         if len(members) > 1:
@@ -270,6 +301,19 @@ def _reject_cycles(verdicts: list[Gap | Rejection | None]) -> None:
         elif entry.id in circles:
             way = " -> ".join(_walk(circles[entry.id], entry.id))
             verdicts[at] = _rejection(entry, f"dependency cycle: {way}")
+
+
+def _tangled(edges: dict[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Return what may be part of a cycle: usually nothing, as most gaps need earlier ones.
+
+    Who needs nobody that is left cannot be; that is seen by going through all of them forwards
+    and backwards once.
+    """
+    left = dict(edges)
+    for one in chain(edges, reversed(edges)):
+        if one in left and left.keys().isdisjoint(edges[one]):
+            del left[one]
+    return left
 
 
 def _walk(circle: Mapping[str, Sequence[str]], start: str) -> list[str]:

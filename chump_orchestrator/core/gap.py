@@ -176,6 +176,7 @@ def duration_from(text: str) -> timedelta:
 
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Co")
+_SEEN = bytes([*b"\n\t", *range(0x20, 0x7F)])
 
 
 def plain(text: str) -> str:
@@ -184,7 +185,12 @@ def plain(text: str) -> str:
     Text of the backlog reaches terminals, prompts and logs, where such characters can hide or
     forge what a person sees.
     """
-    if text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable():
+    if text.isprintable():
+        return text
+    if text.isascii():
+        if not text.encode("ascii").translate(None, _SEEN):
+            return text
+    elif text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _UNSEEN)
 

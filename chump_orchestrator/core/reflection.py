@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from chump_orchestrator.core.causes import Cause
 from chump_orchestrator.core.deferred import dataclass
@@ -59,8 +60,7 @@ class Reflection:
         return domain_of(self.gap).lower()
 
 
-@dataclass(frozen=True, slots=True)
-class ReflectionRow:
+class ReflectionRow(NamedTuple):
     """A row of `chump_reflections`; fields are its columns."""
 
     episode_id: str
@@ -74,8 +74,7 @@ class ReflectionRow:
     confidence_at_reflect: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TargetRow:
+class TargetRow(NamedTuple):
     """A row of `chump_improvement_targets`; fields are its columns, less the reflection's id."""
 
     directive: str
@@ -83,8 +82,7 @@ class TargetRow:
     scope: str
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingRow:
+class RoutingRow(NamedTuple):
     """A row of `routing_outcomes`; fields are its columns."""
 
     recorded_at: str
@@ -105,10 +103,14 @@ class RoutingRow:
 
 def notes(reflection: Reflection) -> str:
     """Return backend and, for failures, cause on the first line; the tail below (behaviour R2)."""
+    return "\n".join((_first_note(reflection), *reflection.tail))
+
+
+def _first_note(reflection: Reflection) -> str:
     first = f"backend={reflection.backend}"
     if reflection.outcome.outcome_class == "failure":
         first += f" cause:{reflection.cause or Cause.UNKNOWN}"
-    return "\n".join((first, *reflection.tail))
+    return first
 
 
 def reflection_row(reflection: Reflection) -> ReflectionRow:
@@ -129,18 +131,13 @@ def reflection_row(reflection: Reflection) -> ReflectionRow:
 
 def target_row(reflection: Reflection) -> TargetRow:
     """Return the row for `chump_improvement_targets` (behaviour R3)."""
-    fields = {
-        "gap": reflection.gap,
-        "effort": reflection.effort,
-        "domain": reflection.domain,
-        "outcome": reflection.outcome,
-        "duration_s": reflection.duration_s,
-        "parallel_siblings": reflection.siblings,
-        "pr_number": _or_none(reflection.pull_number),
-        "notes": notes(reflection).partition("\n")[0],
-        "dispatch": reflection.dispatch,
-    }
-    directive = "dispatched " + " ".join(f"{key}={value}" for key, value in fields.items())
+    first = _first_note(reflection).partition("\n")[0]
+    directive = (
+        f"dispatched gap={reflection.gap} effort={reflection.effort} domain={reflection.domain}"
+        f" outcome={reflection.outcome} duration_s={reflection.duration_s}"
+        f" parallel_siblings={reflection.siblings} pr_number={_or_none(reflection.pull_number)}"
+        f" notes={first} dispatch={reflection.dispatch}"
+    )
     priority = _TARGET_PRIORITY.get(reflection.outcome, "low")
     return TargetRow(" ".join(directive.split()), priority, reflection.domain)
 
@@ -148,7 +145,7 @@ def target_row(reflection: Reflection) -> TargetRow:
 def routing_row(reflection: Reflection) -> RoutingRow:
     """Return the row for `routing_outcomes` (behaviour R5)."""
     return RoutingRow(
-        recorded_at=f"{reflection.ended_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        recorded_at=reflection.ended_at.astimezone(UTC).isoformat(timespec="seconds")[:19] + "Z",
         task_class=reflection.task_class or None,
         priority=reflection.priority,
         effort=reflection.effort,

@@ -1,29 +1,38 @@
 """A small, honest `gh`: what the real one answers to `gh api graphql`, from a JSON file.
 
 Tests use `FakeGh` to install it into a folder of their PATH and to say what the forge knows. The
-very same file, with another first line, is the script: it reads `forge.json` beside it, lets
+script there has `answer_as_told` of this very module read `forge.json` beside it, let
 `forge_graphql` answer the query it is handed and `forge_changes` carry out what changes something,
-and appends each call to `calls.jsonl`.
+and append each call to `calls.jsonl`. It is started many hundred times, so what it need not
+import it does not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from datetime import datetime
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+    from typing import Any
 
 FORGE = "forge.json"
 CALLS = "calls.jsonl"
 COSTS = "costs"
-PARTS = ("forge_graphql.py", "forge_changes.py")
+
+SCRIPT = """\
+#!{python} -IS
+import sys
+sys.path.insert(0, {here!r})
+from fake_gh import answer_as_told
+sys.exit(answer_as_told({folder!r}))
+"""
 
 FAILURES = {
     "401": "gh: Bad credentials (HTTP 401)\nTry authenticating with:  gh auth login\n",
@@ -83,11 +92,10 @@ class FakeGh:
         self.merges_when_armed = False
         folder.mkdir(parents=True, exist_ok=True)
         script = folder / "gh"
-        source = Path(__file__).read_text("utf-8")
-        script.write_text(f"#!{sys.executable} -IS\n{source}", "utf-8")
+        here = os.path.dirname(os.path.abspath(__file__))
+        told = SCRIPT.format(python=sys.executable, here=here, folder=str(folder.absolute()))
+        script.write_text(told, "utf-8")
         script.chmod(0o755)
-        for part in PARTS:
-            (folder / part).write_bytes(Path(__file__).with_name(part).read_bytes())
         self.save()
 
     def request(
@@ -196,10 +204,10 @@ class FakeGh:
         return len(log.read_bytes()) if log.exists() else 0
 
 
-def _rest(here: Path) -> int:
+def _rest(here: str) -> int:
     """Answer what is asked by a path: as it is told to, and with 404 for all else."""
     what = sys.argv[-1].partition("?")[0]
-    answer = json.loads((here / FORGE).read_text("utf-8"))["rest"].get(what)
+    answer = _forge(here)["rest"].get(what)
     if answer is None:
         sys.stdout.write('{"message":"Not Found"}')
         sys.stderr.write("gh: Not Found (HTTP 404)\n")
@@ -208,28 +216,27 @@ def _rest(here: Path) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _turn(here: Path) -> Iterator[None]:
-    with (here / "turn").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _forge(here: str) -> dict[str, Any]:
+    with open(f"{here}/{FORGE}", encoding="utf-8") as file:
+        forge: dict[str, Any] = json.load(file)
+        return forge
 
 
-def _run(here: Path) -> int:
+def answer_as_told(here: str) -> int:
+    """Be the `gh` of this folder, and return its exit status."""
     argv = sys.argv[1:]
     if argv[:2] == ["api", "--hostname"] and argv[-1].startswith("repos/"):
         return _rest(here)
-    sys.path.insert(0, str(here))
     changes = importlib.import_module("forge_changes")
     body = json.loads(sys.stdin.read()) if argv[-2:] == ["--input", "-"] else {}
     call = changes.kind_of(argv, body) if body else ""
     if not call:
         sys.stderr.write(f"unknown command {argv!r} for this small gh\n")
         return 1
-    with (here / CALLS).open("a", encoding="utf-8") as log:
+    with open(f"{here}/{CALLS}", "a", encoding="utf-8") as log:
         told = {"argv": argv, "body": body, "env": dict(os.environ), "kind": call}
         log.write(json.dumps(told) + "\n")
-    forge = json.loads((here / FORGE).read_text("utf-8"))
+    forge = _forge(here)
     kind = forge["denies"].get(call) or forge["answer"]
     if kind == "hang":
         time.sleep(3600)
@@ -247,13 +254,14 @@ def _run(here: Path) -> int:
         return 0
     if call == "look":
         return _answer(here, kind, body, forge)
-    with _turn(here):
-        forge = json.loads((here / FORGE).read_text("utf-8"))
+    with open(f"{here}/turn", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        forge = _forge(here)
         answer = changes.carried_out(call, argv, body, forge)
         if call != "find":
-            new = here / (FORGE + ".newer")
-            new.write_text(json.dumps(forge), "utf-8")
-            new.replace(here / FORGE)
+            with open(f"{here}/{FORGE}.newer", "w", encoding="utf-8") as new:
+                new.write(json.dumps(forge))
+            os.replace(f"{here}/{FORGE}.newer", f"{here}/{FORGE}")
     if kind == LOST:
         sys.stderr.write("error connecting to api.github.com\n")
         return 1
@@ -274,14 +282,14 @@ def _write_head(status: int, forge: dict[str, Any]) -> None:
         sys.stdout.write("\r\n")
 
 
-def _answer(here: Path, kind: str, body: dict[str, Any], forge: dict[str, Any]) -> int:
+def _answer(here: str, kind: str, body: dict[str, Any], forge: dict[str, Any]) -> int:
     graphql = importlib.import_module("forge_graphql")
     answer, cost = graphql.answered(body, forge)
-    with (here / COSTS).open("a", encoding="ascii") as log:
+    with open(f"{here}/{COSTS}", "a", encoding="ascii") as log:
         log.write("." * cost)
     rate = answer.get("data", {}).get("rateLimit")
     if forge["is_counting"] and rate:
-        rate["remaining"] -= (here / COSTS).stat().st_size
+        rate["remaining"] -= os.stat(f"{here}/{COSTS}").st_size
         if rate["remaining"] < 0:
             sys.stderr.write(FAILURES["rate-limited"])
             return 1
@@ -312,7 +320,3 @@ def _written(answer: dict[str, Any], kind: str) -> int:
         sys.stderr.write(f"gh: {told}\n")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_run(Path(sys.argv[0]).resolve().parent))

@@ -6,13 +6,17 @@ Standard library alone, as `forge_graphql`.
 from __future__ import annotations
 
 import re
-import subprocess
-from datetime import UTC, datetime
-from typing import Any
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def _create(body: dict[str, Any], forge: dict[str, Any]) -> dict[str, Any] | str:
     """Open a request as GitHub does; a text is why it does not."""
+    import subprocess
+
     branch, base = body["head"], body["base"]
     heads = {}
     for name in (branch, base):
@@ -40,7 +44,7 @@ def _create(body: dict[str, Any], forge: dict[str, Any]) -> dict[str, Any] | str
     one = {
         "number": number,
         "state": "OPEN",
-        "createdAt": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "createdAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "headRefOid": heads[branch],
         "headRefName": branch,
         "isCrossRepository": False,
@@ -88,6 +92,7 @@ def _arm(body: dict[str, Any], forge: dict[str, Any]) -> dict[str, Any]:
 
 def _merge(one: dict[str, Any], origin: str) -> None:
     """Merge a request into its base, as a forge does whose checks are green at once."""
+    import subprocess
 
     def git(*args: str) -> str:
         told = subprocess.run(

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-Forge = Mapping[str, Any]
-Selection = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Forge = Mapping[str, Any]
+    Selection = dict[str, Any]
 
 MOST_AT_ONCE = 100
 

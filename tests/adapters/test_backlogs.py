@@ -24,7 +24,7 @@ from chump_orchestrator.adapters.yaml_entries import Entries
 from chump_orchestrator.adapters.yaml_nodes import LEVELS, Broken
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.errors import Refused, Unavailable
-from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority, Rejection
+from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority, Rejection, read_gap
 from tests.backlog_fixture import FAMOUS, backlog
 
 PATIENCE_S = 20.0
@@ -600,13 +600,13 @@ async def test_only_what_changed_is_parsed_again(
     path.write_text(text, "utf-8")
     source = YamlFile(path=path)
     before = await source.load()
-    parsed: list[bytes] = []
+    parsed: list[object] = []
 
-    def compose(data: bytes) -> yaml.Node | None:
-        parsed.append(data)
-        return yaml_nodes.compose(data)
+    def told(entry: object, *, order: int, place: Place) -> Gap | Rejection:
+        parsed.append(entry)
+        return read_gap(entry, order=order, place=place)
 
-    monkeypatch.setattr(yaml_entries, "compose", compose)
+    monkeypatch.setattr(yaml_entries, "read_gap", told)
     old = f"  - id: {before.gaps[7].id}\n"
     path.write_text(text.replace(old, old + "    note: a line more\n"), "utf-8")
     after = await source.load()

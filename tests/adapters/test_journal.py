@@ -482,3 +482,30 @@ async def test_many_at_once_are_all_written(files: Files) -> None:
         print(f"{32 * each / (perf_counter() - began):.0f} reflections a second")
 
     assert files.counts() == (32 * each, 32 * each, 32 * each)
+
+
+async def test_a_reflection_that_cannot_be_written_takes_no_other_with_it(files: Files) -> None:
+    """Behaviour R6: those that come in together are written together."""
+    broken = replace(KILLED, dispatch="broken", tail=(7,))  # type: ignore[arg-type]
+    failed: list[str] = []
+
+    async def write(journal: SqliteJournal, reflection: Reflection) -> None:
+        try:
+            await journal.record(reflection)
+        except TypeError:
+            failed.append(reflection.dispatch)
+
+    async with files.journal() as journal:
+        await journal.record(KILLED)
+        async with anyio.create_task_group() as group:
+            for number in range(8):
+                group.start_soon(write, journal, replace(KILLED, dispatch=f"d-{number}"))
+                group.start_soon(write, journal, replace(broken, dispatch=f"broken-{number}"))
+
+    assert sorted(failed) == [f"broken-{number}" for number in range(8)]
+    assert files.counts() == (9, 9, 9)
+    assert rows(
+        files.reflections,
+        "SELECT count(*) FROM chump_improvement_targets AS one JOIN chump_reflections AS other"
+        " ON other.id = one.reflection_id WHERE one.directive LIKE '%dispatch=' || episode_id",
+    ) == [(9,)]

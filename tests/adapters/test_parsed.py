@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import fields, replace
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
-from chump_orchestrator.adapters import parsed, yaml_entries, yaml_nodes
+from chump_orchestrator.adapters import parsed, yaml_entries
 from chump_orchestrator.adapters.backlogs import YamlFile
+from chump_orchestrator.core.gap import Effort, Gap, Kind, Place, Priority, Rejection, read_gap
 from tests.backlog_fixture import backlog
 
 TEXT = """\
@@ -78,20 +81,20 @@ async def test_after_an_edit_only_what_changed_is_parsed(
 ) -> None:
     path.write_text(backlog())
     before = await YamlFile(path=path, cache=cache).load()
-    compose, composed = yaml_nodes.compose, []
+    read: list[object] = []
 
-    def counted(data: bytes) -> object:
-        composed.append(data)
-        return compose(data)
+    def told(entry: object, *, order: int, place: Place) -> Gap | Rejection:
+        read.append(entry)
+        return read_gap(entry, order=order, place=place)
 
-    monkeypatch.setattr(yaml_entries, "compose", counted)
+    monkeypatch.setattr(yaml_entries, "read_gap", told)
     text = path.read_text()
     gap = before.gaps[7]
     path.write_text(text.replace(f"  - id: {gap.id}\n", f"  - id: {gap.id}\n    note: new\n", 1))
 
     after = await YamlFile(path=path, cache=cache).load()
 
-    assert len(composed) == 1
+    assert len(read) == 1
     assert after.gaps[7].id == gap.id
     assert after.gaps[8].place.line == before.gaps[8].place.line + 1
 
@@ -186,3 +189,30 @@ async def test_without_a_folder_for_it_nothing_is_kept(path: Path, tmp_path: Pat
 
     assert len((await source.load()).gaps) == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_a_gap_that_moves_is_the_same_but_for_its_place() -> None:
+    """Every field is another than by default, so that none can be forgotten."""
+    gap = Gap(
+        id="A-1",
+        title="One",
+        priority=Priority.P1,
+        effort=Effort.S,
+        status="done",
+        kind=Kind.SYSTEM,
+        depends_on=("A-2",),
+        closed_date=date(2026, 4, 27),
+        auto_dispatch_ok=True,
+        deadline=timedelta(minutes=90),
+        paths=("src",),
+        description="More",
+        acceptance=("It works",),
+        declared_domain="infra",
+    )
+    place = Place("gaps.yaml", 7, 5)
+
+    assert parsed.moved(gap, 3, place) == replace(gap, order=3, place=place)
+    plain = Gap("A-1", order=gap.order)
+    assert [f.name for f in fields(Gap) if getattr(gap, f.name) == getattr(plain, f.name)] == [
+        *("id", "order", "place")
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import anyio.lowlevel
 import psutil
 import pytest
 
-from chump_orchestrator.adapters import power
+from chump_orchestrator.adapters import power, process
 from chump_orchestrator.adapters.power import Wakefulness
 from chump_orchestrator.core.errors import Refused, Unavailable
 from tests.adapters.launches import eventually
@@ -69,12 +70,13 @@ def asked(programs: Path) -> list[str]:
 
 
 def cats() -> list[psutil.Process]:
-    """What holds the machine awake below this process."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.name() == "cat" and process.status() != psutil.STATUS_ZOMBIE
-    ]
+    """What holds the machine awake below this one."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.name() == "cat" and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
 
 
 async def test_on_linux_logind_is_asked_not_to_suspend(
@@ -157,6 +159,7 @@ async def test_a_program_that_says_nothing_is_given_up(
     made: Callable[..., Wakefulness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(power, "PATIENCE", timedelta(milliseconds=200))
+    monkeypatch.setattr(process, "REAP_S", 1.0)
     wakefulness = made("#!/bin/sh\nsleep 600\n")
 
     with pytest.raises(Unavailable, match="systemd-inhibit"):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
+from anyio.abc import TaskGroup
 
 from chump_orchestrator.adapters.sqlite import (
     Corrupt,
+    Request,
+    Share,
     SqliteThread,
     connect,
     migrate,
@@ -24,6 +29,8 @@ from chump_orchestrator.adapters.sqlite import (
 )
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from tests.adapters.troubles import Locker
+
+PATIENCE_S = 20.0
 
 
 def a_table(path: Path) -> Callable[[], sqlite3.Connection]:
@@ -103,6 +110,98 @@ async def test_a_write_that_fails_is_undone_alone(tmp_path: Path) -> None:
 
     assert len(told) == 5
     assert numbers_in(path) == [0, 1, 2, 3, 4]
+
+
+class Together:
+    """Inserts all numbers that come in at once by one statement, and remembers how many."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+
+    def many(self, connection: sqlite3.Connection, numbers: Sequence[int]) -> None:
+        self.groups.append(list(numbers))
+        connection.executemany("INSERT INTO n VALUES (?)", [(one,) for one in numbers])
+
+
+async def held_up(writer: SqliteThread, group: TaskGroup) -> threading.Event:
+    """Keep the thread busy until the event is set, so that what comes meanwhile comes together."""
+    begun, let_go = threading.Event(), threading.Event()
+
+    def wait(_: sqlite3.Connection) -> None:
+        begun.set()
+        assert let_go.wait(PATIENCE_S)
+
+    group.start_soon(writer.run, wait)
+    assert await anyio.to_thread.run_sync(begun.wait, PATIENCE_S)
+    return let_go
+
+
+async def test_those_who_share_work_have_it_done_together_and_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    writer, shared = SqliteThread(path, a_table(path)), Together()
+    async with anyio.create_task_group() as group:
+        let_go = await held_up(writer, group)
+        for number in (1, 2):
+            group.start_soon(writer.run, Share(shared.many, number))
+        group.start_soon(writer.run, insert(3))
+        group.start_soon(writer.run, Share(shared.many, 4))
+        await anyio.lowlevel.checkpoint()
+        let_go.set()
+    await writer.close()
+
+    assert shared.groups == [[1, 2], [4]]
+    assert numbers_in(path) == [1, 2, 3, 4]
+
+
+async def test_of_those_who_share_work_only_the_one_that_fails_is_undone(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    writer, shared = SqliteThread(path, a_table(path)), Together()
+    await writer.run(insert(2))
+    failed: list[int] = []
+
+    async def write(number: int) -> None:
+        try:
+            await writer.run(Share(shared.many, number))
+        except Unavailable:
+            failed.append(number)
+
+    async with anyio.create_task_group() as group:
+        let_go = await held_up(writer, group)
+        for number in (1, 2, 3):
+            group.start_soon(write, number)
+        await anyio.lowlevel.checkpoint()
+        let_go.set()
+    await writer.close()
+
+    assert shared.groups[0] == [1, 2, 3]
+    assert failed == [2]
+    assert numbers_in(path) == [1, 2, 3]
+
+
+async def test_what_goes_on_to_another_thread_is_safe_in_the_first_and_answered_once(
+    tmp_path: Path,
+) -> None:
+    one, two = tmp_path / "one.db", tmp_path / "two.db"
+    first, second = SqliteThread(one, a_table(one)), SqliteThread(two, a_table(two))
+    seen: list[list[int]] = []
+
+    def on(request: Request, number: int) -> None:
+        seen.append(numbers_in(one))
+        second.take_over(request._replace(work=insert(number + 1)))
+
+    second.start()
+    await first.run(Share(Together().many, 1, on))
+    assert (seen, numbers_in(two)) == ([[1]], [2])
+
+    with pytest.raises(Unavailable, match=r"one\.db"):
+        await first.run(Share(Together().many, 1, on))
+    await second.close()
+    with pytest.raises(Unavailable, match=r"two\.db has been closed"):
+        await first.run(Share(Together().many, 5, on))
+    await first.close()
+
+    assert numbers_in(one) == [1, 5]
+    assert numbers_in(two) == [2]
 
 
 async def test_a_write_holds_the_lock_from_its_first_word_on(tmp_path: Path) -> None:

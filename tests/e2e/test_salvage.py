@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,12 +46,40 @@ sys.exit(7)
 """
 
 
-def salvaged(make: Make, agent: str = AGENT) -> tuple[Project, str]:
+def salvaged(make: Callable[[str, str], Project], agent: str = AGENT) -> tuple[Project, str]:
     """Return a project with one snapshot, and the dispatch that it is of."""
     project = make(gaps("ONE-1"), agent)
     assert project.program("run", "--once").returncode == 1
     (one,) = project.json("salvage", "list")["salvage"]
     return project, str(one["dispatch"])
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, str, Path]]:
+    """A project with one snapshot, its dispatch, and a copy of its folder."""
+    place = tmp_path_factory.mktemp("salvaged")
+    made: list[Project] = []
+
+    def make(entries: str, agent: str) -> Project:
+        made.append(Project.make(place / "p", entries, agent))
+        return made[-1]
+
+    try:
+        project, dispatch = salvaged(make)
+        shutil.copytree(project.folder, place / "copy", symlinks=True)
+        yield project, dispatch, place / "copy"
+    finally:
+        for one in made:
+            one.clean()
+
+
+@pytest.fixture
+def snapshot(first: tuple[Project, str, Path]) -> tuple[Project, str]:
+    """The same project, whatever has been done to it since: its folder is put back."""
+    project, dispatch, copy = first
+    shutil.rmtree(project.folder)
+    shutil.copytree(copy, project.folder, symlinks=True)
+    return project, dispatch
 
 
 def state_of(path: Path, project: Project) -> list[str]:
@@ -58,8 +88,8 @@ def state_of(path: Path, project: Project) -> list[str]:
     return sorted(line for line in shown.split("\0") if line)
 
 
-def test_a_snapshot_is_listed_with_what_is_known_of_it(make: Make) -> None:
-    project, dispatch = salvaged(make)
+def test_a_snapshot_is_listed_with_what_is_known_of_it(snapshot: tuple[Project, str]) -> None:
+    project, dispatch = snapshot
 
     (one,) = project.json("salvage", "list")["salvage"]
 
@@ -75,8 +105,8 @@ def test_a_snapshot_is_listed_with_what_is_known_of_it(make: Make) -> None:
     assert "ONE-1" in said
 
 
-def test_without_a_ledger_snapshots_are_found_all_the_same(make: Make) -> None:
-    project, dispatch = salvaged(make)
+def test_without_a_ledger_snapshots_are_found_all_the_same(snapshot: tuple[Project, str]) -> None:
+    project, dispatch = snapshot
     for file in project.state.glob("ledger.db*"):
         file.unlink()
 
@@ -85,8 +115,8 @@ def test_without_a_ledger_snapshots_are_found_all_the_same(make: Make) -> None:
     assert (one["dispatch"], one["gap"], one["files"], one["commits"]) == (dispatch, None, 6, 1)
 
 
-def test_what_a_snapshot_holds_is_shown_apart(make: Make) -> None:
-    project, dispatch = salvaged(make)
+def test_what_a_snapshot_holds_is_shown_apart(snapshot: tuple[Project, str]) -> None:
+    project, dispatch = snapshot
 
     said = project.program("salvage", "show", "ONE-1").stdout
     told = project.json("salvage", "show", dispatch)
@@ -98,8 +128,10 @@ def test_what_a_snapshot_holds_is_shown_apart(make: Make) -> None:
     assert "new file ü.txt" in told["names"]
 
 
-def test_what_was_not_committed_is_so_again_and_what_was_staged_is_staged(make: Make) -> None:
-    project, dispatch = salvaged(make)
+def test_what_was_not_committed_is_so_again_and_what_was_staged_is_staged(
+    snapshot: tuple[Project, str],
+) -> None:
+    project, dispatch = snapshot
     worktree = project.root / ".claude" / "worktrees" / "one-1"
     before, mine = state_of(worktree, project), state_of(project.root, project)
 
@@ -119,8 +151,8 @@ def test_what_was_not_committed_is_so_again_and_what_was_staged_is_staged(make: 
     assert now == mine
 
 
-def test_a_snapshot_comes_back_to_a_place_of_ones_own(make: Make) -> None:
-    project, dispatch = salvaged(make)
+def test_a_snapshot_comes_back_to_a_place_of_ones_own(snapshot: tuple[Project, str]) -> None:
+    project, dispatch = snapshot
 
     done = project.program("salvage", "restore", dispatch, "--into", "../mine")
 
@@ -128,8 +160,10 @@ def test_a_snapshot_comes_back_to_a_place_of_ones_own(make: Make) -> None:
     assert (project.folder / "mine" / "new file ü.txt").read_text() == "new"
 
 
-def test_on_a_branch_alone_the_last_commit_holds_what_was_not_committed(make: Make) -> None:
-    project, dispatch = salvaged(make)
+def test_on_a_branch_alone_the_last_commit_holds_what_was_not_committed(
+    snapshot: tuple[Project, str],
+) -> None:
+    project, dispatch = snapshot
 
     done = project.program("salvage", "restore", dispatch, "--into", "rescue")
 
@@ -142,8 +176,8 @@ def test_on_a_branch_alone_the_last_commit_holds_what_was_not_committed(make: Ma
 
 
 @pytest.mark.parametrize("into", ["main", "../mine", "-d", "a..b"])
-def test_nothing_is_ever_written_over(make: Make, into: str) -> None:
-    project, dispatch = salvaged(make)
+def test_nothing_is_ever_written_over(snapshot: tuple[Project, str], into: str) -> None:
+    project, dispatch = snapshot
     mine = project.folder / "mine"
     mine.mkdir()
     (mine / "precious").write_text("mine")
@@ -157,8 +191,8 @@ def test_nothing_is_ever_written_over(make: Make, into: str) -> None:
     assert project.git("for-each-ref") == before
 
 
-def test_a_second_restoration_does_not_touch_the_first(make: Make) -> None:
-    project, dispatch = salvaged(make)
+def test_a_second_restoration_does_not_touch_the_first(snapshot: tuple[Project, str]) -> None:
+    project, dispatch = snapshot
     assert project.program("salvage", "restore", dispatch).returncode == 0
     path = project.root / ".claude" / "worktrees" / f"salvage-{dispatch}"
     (path / "changed.txt").write_text("mine")

@@ -31,20 +31,11 @@ def program(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_demonstration_gives_a_true_account() -> None:
-    """Behaviour C9."""
-    done = program("demo")
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "All as it should be" in done.stdout
-    assert "left behind: 0 worktrees, 0 leases, 0 processes" in done.stdout
-
-
 def test_the_self_test_injects_every_fault() -> None:
-    """Behaviour F1."""
+    """Behaviour F1. What backends and agents come to is expected here, and no news for the log."""
     done = program("self-test")
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
         ["ok", "spawn_fail"],
         ["ok", "exit_1"],

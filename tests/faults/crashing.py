@@ -32,7 +32,6 @@ from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.local import LocalExecutor, launching, remains
 from chump_orchestrator.adapters.local.files import read_object
 from chump_orchestrator.adapters.shipping import GhShipper, GitShipper
-from chump_orchestrator.adapters.sqlite import SqliteThread
 from chump_orchestrator.adapters.worktrees import GitWorktrees
 from chump_orchestrator.cli.root import main
 from chump_orchestrator.core.dispatch import Dispatch
@@ -84,9 +83,8 @@ STEPS = {
     "d7": Step(SqliteLedger, "update", _becomes(DispatchState.EXITED)),
     "d7-outcome": Step(SqliteLedger, "settle"),
     "d8": Step(SqliteJournal, "record"),
-    "d8-half": Step(
-        SqliteThread, "run", lambda thread, *_, **_more: thread._path.name == "chump_memory.db"
-    ),
+    # Begun once the reflection is on disk; before the routing row is.
+    "d8-half": Step(SqliteJournal, "_keep_score"),
     "d9": Step(SqliteLedger, "delivered"),
     "d10-lease": Step(FileLeases, "release"),
     "d10-worktree": Step(GitWorktrees, "remove"),
@@ -225,7 +223,7 @@ def _without_one_active() -> None:
 
 def _without_delivered() -> None:
     """Have the journal take each reflection for a new one."""
-    _put(journal, "_is_first", lambda *_: True)
+    _put(journal, "_firsts", lambda _connection, reflections: reflections)
 
 
 def _without_tombstone() -> None:

@@ -31,7 +31,7 @@ ship()
 """
 """An agent that ships as soon as it may."""
 
-REPEATS = "from chump_orchestrator.adapters import journal\njournal._is_first = lambda *_: True\n"
+REPEATS = "from chump_orchestrator.adapters import journal\njournal._firsts = lambda _, all: all\n"
 """The journal takes each reflection for a new one."""
 
 HERE = f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,32 @@ from tests.faults.conftest import Begin
 from tests.faults.trials import SECRET, Trial
 
 pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Trial, Path]]:
+    """A trial in which all went well, and a copy of its folder."""
+    place = tmp_path_factory.mktemp("settled")
+    trial = Trial.begin(place / "t")
+    try:
+        trial.settle()
+        shutil.copytree(trial.folder, place / "copy", symlinks=True)
+        yield trial, place / "copy"
+    finally:
+        trial.clean()
+
+
+@pytest.fixture
+def settled(first: tuple[Trial, Path]) -> Trial:
+    """The same trial, whatever has been done to it since: its folder is put back."""
+    trial, copy = first
+    shutil.rmtree(trial.folder)
+    shutil.copytree(copy, trial.folder, symlinks=True)
+    return trial
+
+
+def test_what_is_put_back_breaks_no_promise(settled: Trial) -> None:
+    settled.check()
 
 
 def test_an_ordinary_run_breaks_no_promise(begin: Begin) -> None:
@@ -82,19 +109,16 @@ def _a_lease(trial: Trial) -> None:
     ],
 )
 def test_each_broken_promise_is_told(
-    begin: Begin, harm: Callable[[Trial], None], told: str
+    settled: Trial, harm: Callable[[Trial], None], told: str
 ) -> None:
-    trial = begin()
-    trial.settle()
-    harm(trial)
+    harm(settled)
 
     with pytest.raises(AssertionError, match=told):
-        trial.check()
+        settled.check()
 
 
-def test_a_living_process_and_a_held_lock_are_told(begin: Begin, tmp_path: Path) -> None:
-    trial = begin()
-    trial.settle()
+def test_a_living_process_and_a_held_lock_are_told(settled: Trial) -> None:
+    trial = settled
     (lock,) = trial.state.glob("d/*/lock")
     marker = {"CHUMP_DISPATCH_ID": lock.parent.name, "PROJECT_EVIDENCE": str(trial.evidence)}
     left = subprocess.Popen(
