@@ -114,7 +114,7 @@ def backlog_source(
     """
     from chump_orchestrator import plugins  # noqa: PLC0415 - slow to import
     from chump_orchestrator.adapters.host import HostClock  # noqa: PLC0415 - slow to import
-    from chump_orchestrator.adapters.upstream import Upstream  # noqa: PLC0415 - slow to import
+    from chump_orchestrator.adapters.worktrees.upstream import Upstream  # noqa: PLC0415 - slow to import
 
     where = loaded.settings.backlog
     path = root / where.path

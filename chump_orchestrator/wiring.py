@@ -29,7 +29,7 @@ from chump_orchestrator.adapters.power import Wakefulness
 from chump_orchestrator.adapters.pushes import Pushes
 from chump_orchestrator.adapters.service_manager import NotifySocket
 from chump_orchestrator.adapters.turns import turns_counted
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.daemon import awake, preparing
 from chump_orchestrator.daemon.account import Account, account

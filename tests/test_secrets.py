@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chump_orchestrator import config
-from chump_orchestrator.adapters.rooms import OUR_PATHS
+from chump_orchestrator.adapters.worktrees.rooms import OUR_PATHS
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.settings.secret_sources import (
     DEFAULT_FILE,

@@ -208,7 +208,7 @@ def _pulls(found: Report) -> list[Waiting]:
 async def _salvaged(root: Path, found: Report) -> list[Waiting]:
     """Return the work of that time that was kept, as it was neither pushed nor merged."""
     from chump_orchestrator.adapters.git import Git  # noqa: PLC0415 - slow to import
-    from chump_orchestrator.adapters.salvaged import SalvagedWork  # noqa: PLC0415 - slow to import
+    from chump_orchestrator.adapters.worktrees.salvaged import SalvagedWork  # noqa: PLC0415 - slow to import
 
     gaps = {r.dispatch.id: r.dispatch.gap.id for r in (*found.failed, *found.other, *found.shipped)}
     try:

@@ -13,7 +13,7 @@ import click
 
 from chump_orchestrator import config, premises
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.salvaged import Restored, Salvaged, SalvagedWork
+from chump_orchestrator.adapters.worktrees.salvaged import Restored, Salvaged, SalvagedWork
 from chump_orchestrator.cli.options import Invocation, as_json, everywhere, here
 from chump_orchestrator.cli.render import emit, instant, note, say, table
 from chump_orchestrator.cli.repository import opened, wait_for

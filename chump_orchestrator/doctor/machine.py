@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from chump_orchestrator.adapters import rooms
+from chump_orchestrator.adapters.worktrees import rooms
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.doctor.findings import Check, Finding, fail, ok, skip, warn
 from chump_orchestrator.doctor.subject import Subject, in_thread

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from chump_orchestrator import premises
 from chump_orchestrator.adapters.process import run
-from chump_orchestrator.adapters.registrations import Registration, registrations
-from chump_orchestrator.adapters.salvaged import SalvagedWork
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
+from chump_orchestrator.adapters.worktrees.registrations import Registration, registrations
+from chump_orchestrator.adapters.worktrees.salvaged import SalvagedWork
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.gap import plain
 from chump_orchestrator.doctor.far_side import PATIENCE

@@ -12,7 +12,7 @@ import anyio.to_thread
 from chump_orchestrator import config, premises
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.host import HostClock
-from chump_orchestrator.adapters.upstream import Base, Upstream
+from chump_orchestrator.adapters.worktrees.upstream import Base, Upstream
 from chump_orchestrator.config import Loaded, Settings
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.ports import Clock

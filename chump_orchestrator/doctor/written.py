@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chump_orchestrator import premises
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 from chump_orchestrator.core.dispatch import depth_objection
 from chump_orchestrator.core.errors import ConfigError
 from chump_orchestrator.doctor.findings import Check, Finding, fail, ok, skip, told, warn

@@ -17,7 +17,7 @@ import anyio
 
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.process import children_watched_by_loop
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 from chump_orchestrator.core.dispatch import Names, Workspace
 from tests.adapters.launches import RealClock
 from tests.benchmarks.measuring import Room, Row, Target, awaited_ms, file_system, timed_ms

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chump_orchestrator.adapters.salvage import IDENTITY
+from chump_orchestrator.adapters.worktrees.salvage import IDENTITY
 from chump_orchestrator.doctor.findings import Status
 from chump_orchestrator.doctor.repository import judged_git
 from tests.e2e.cli_repository import Repository

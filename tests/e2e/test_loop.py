@@ -37,14 +37,14 @@ def test_nothing_on_the_loop_waits_for_a_disk_or_a_program(make: Make) -> None:
 def test_what_waits_for_a_disk_is_noticed(make: Make) -> None:
     project = make(gaps("A-1"))
     change = (
-        "import chump_orchestrator.adapters.worktrees as changed\n"
+        "import chump_orchestrator.adapters.worktrees.dispatches as changed\n"
         "async def entries(self):\n"
         "    return changed.registrations.registrations(self._git.common_dir)\n"
         "changed.GitWorktrees._entries = entries\n"
     )
     told = watched(project.root, project.folder, change)
 
-    assert ["os.listdir", "adapters/registrations.py admins"] in told["calls"]
+    assert ["os.listdir", "adapters/worktrees/registrations.py admins"] in told["calls"]
 
 
 def watched(root: Path, folder: Path, change: str = "") -> dict[str, Any]:

@@ -24,15 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from chump_orchestrator import wiring
-from chump_orchestrator.adapters import journal, ledger, ledger_schema, rooms
+from chump_orchestrator.adapters import journal, ledger, ledger_schema
 from chump_orchestrator.adapters.journal import SqliteJournal
-from chump_orchestrator.adapters.kept import KeptWorktrees
 from chump_orchestrator.adapters.leases import FileLeases
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.local import LocalExecutor, launching, remains
 from chump_orchestrator.adapters.local.files import read_object
 from chump_orchestrator.adapters.shipping import GhShipper, GitShipper
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees import rooms
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
+from chump_orchestrator.adapters.worktrees.kept import KeptWorktrees
 from chump_orchestrator.cli.root import main
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.records import DispatchState, Record

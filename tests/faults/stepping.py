@@ -17,7 +17,7 @@ from chump_orchestrator.adapters.leases import FileLeases
 from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.local import LocalExecutor, launching
 from chump_orchestrator.adapters.prompts import RepositoryPrompts
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 
 STEPS: dict[str, tuple[Any, str]] = {
     "refresh": (GitWorktrees, "refresh"),

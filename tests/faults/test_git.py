@@ -23,7 +23,7 @@ import anyio
 import pytest
 
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 from chump_orchestrator.cli.client import ask
 from chump_orchestrator.core.errors import Refused, Unavailable
 from tests.adapters.repositories import a_repository
@@ -399,7 +399,7 @@ def test_case_37_control_without_healing_nothing_ships(begin: Begin) -> None:
         trial,
         """
 from datetime import timedelta
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 from chump_orchestrator.daemon import brakes
 async def heal(self):
     return ()
@@ -739,7 +739,7 @@ def test_case_40_control_without_examination_work_is_lost(begin: Begin) -> None:
     run_through(
         trial,
         """
-from chump_orchestrator.adapters.losses import Findings, Losses
+from chump_orchestrator.adapters.worktrees.losses import Findings, Losses
 async def examine(self, workspace, entry, base_ref):
     tip = await self._git.commit(f"refs/heads/{workspace.branch}")
     return Findings((), tip, (), False, (), (), False)
@@ -793,7 +793,7 @@ def test_case_41_what_comes_into_the_way_in_the_last_moment_is_left_alone(begin:
         """
 import os
 from pathlib import Path
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 add = GitWorktrees.add
 async def late(self, names, base, dispatch_id):
     if names.folder == "late-1":

@@ -15,8 +15,8 @@ import anyio
 import anyio.to_thread
 
 from chump_orchestrator.adapters.git import Git, failure
-from chump_orchestrator.adapters.losses import QUIET
-from chump_orchestrator.adapters.registrations import Registration
+from chump_orchestrator.adapters.worktrees.losses import QUIET
+from chump_orchestrator.adapters.worktrees.registrations import Registration
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 

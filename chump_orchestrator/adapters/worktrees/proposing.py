@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio.to_thread
 
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.registrations import Registration
-from chump_orchestrator.adapters.upstream import Upstream
+from chump_orchestrator.adapters.worktrees.registrations import Registration
+from chump_orchestrator.adapters.worktrees.upstream import Upstream
 from chump_orchestrator.core.dispatch import Names
 from chump_orchestrator.core.dispatch import names as names_of
 from chump_orchestrator.core.errors import Unavailable

@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.losses import QUIET, SALVAGED, SLOW, Findings, index
-from chump_orchestrator.adapters.registrations import Registration
+from chump_orchestrator.adapters.worktrees.losses import QUIET, SALVAGED, SLOW, Findings, index
+from chump_orchestrator.adapters.worktrees.registrations import Registration
 from chump_orchestrator.core.dispatch import Workspace
 
 IDENTITY = {
@@ -24,7 +24,7 @@ IDENTITY = {
 }
 
 HEAD, STAGED, BASE, WHY = "Head", "Staged", "Base", "Why"
-"""Begin lines of a snapshot's message, which tell its parents apart; see `adapters.salvaged`."""
+"""Begin lines of a snapshot's message, which tell its parents apart; see `salvaged`."""
 
 
 @dataclass(frozen=True, slots=True)

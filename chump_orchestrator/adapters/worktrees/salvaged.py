@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.losses import QUIET, SALVAGED, SLOW
-from chump_orchestrator.adapters.salvage import BASE, HEAD, IDENTITY, STAGED, WHY
+from chump_orchestrator.adapters.worktrees.losses import QUIET, SALVAGED, SLOW
+from chump_orchestrator.adapters.worktrees.salvage import BASE, HEAD, IDENTITY, STAGED, WHY
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN
 from chump_orchestrator.core.errors import Refused, Unavailable
 

@@ -1,7 +1,7 @@
 """What somebody has left in a worktree that was sealed, found in one pass over its files.
 
 It proves that nothing is lost with them, and is the list of what has to go or to be written anew.
-Where it is in any doubt it says nothing, and `adapters.losses` looks for itself.
+Where it is in any doubt it says nothing, and `losses` looks for itself.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from chump_orchestrator.adapters import holdings, seals
 from chump_orchestrator.adapters.git import Git, failure
-from chump_orchestrator.adapters.holdings import NOTHING, Held
-from chump_orchestrator.adapters.losses import SLOW, Losses, underway
-from chump_orchestrator.adapters.registrations import Registration, processes_inside
-from chump_orchestrator.adapters.seals import EXACT, Seal
+from chump_orchestrator.adapters.worktrees import holdings, seals
+from chump_orchestrator.adapters.worktrees.holdings import NOTHING, Held
+from chump_orchestrator.adapters.worktrees.losses import SLOW, Losses, underway
+from chump_orchestrator.adapters.worktrees.registrations import Registration, processes_inside
+from chump_orchestrator.adapters.worktrees.seals import EXACT, Seal
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.errors import Refused
 

@@ -21,7 +21,7 @@ import anyio
 import anyio.to_thread
 
 from chump_orchestrator.adapters.git import Git, failure
-from chump_orchestrator.adapters.registrations import Registration, processes_inside
+from chump_orchestrator.adapters.worktrees.registrations import Registration, processes_inside
 from chump_orchestrator.core.dispatch import Workspace
 
 SALVAGED = "refs/chump/salvage/"

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from chump_orchestrator.adapters import registrations, rooms
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.losses import SALVAGED, Findings, Losses
-from chump_orchestrator.adapters.registrations import REASON, Registration
-from chump_orchestrator.adapters.salvage import Salvage
-from chump_orchestrator.adapters.upstream import Upstream
+from chump_orchestrator.adapters.worktrees import registrations, rooms
+from chump_orchestrator.adapters.worktrees.losses import SALVAGED, Findings, Losses
+from chump_orchestrator.adapters.worktrees.registrations import REASON, Registration
+from chump_orchestrator.adapters.worktrees.salvage import Salvage
+from chump_orchestrator.adapters.worktrees.upstream import Upstream
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.ports import Clock

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 from chump_orchestrator.core.dispatch import Names, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 from tests.adapters.repositories import Repository, a_repository, commit, git

@@ -14,10 +14,10 @@ import anyio
 import psutil
 import pytest
 
-from chump_orchestrator.adapters import rooms
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.losses import Findings, Losses
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees import rooms
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
+from chump_orchestrator.adapters.worktrees.losses import Findings, Losses
 from chump_orchestrator.core.dispatch import Names, Workspace
 from chump_orchestrator.core.errors import ConfigError, Refused, Unavailable
 from chump_orchestrator.core.records import Removal
@@ -1228,7 +1228,7 @@ async def test_a_shortage_of_space_is_told(repository: Repository) -> None:
 SHORT_OF_DESCRIPTORS = """\
 import os, resource
 from pathlib import Path
-from chump_orchestrator.adapters.registrations import processes_inside
+from chump_orchestrator.adapters.worktrees.registrations import processes_inside
 from chump_orchestrator.core.errors import Unavailable
 here = Path.cwd()
 assert any(str(os.getpid()) in one for one in processes_inside(here)), "not seen at all"

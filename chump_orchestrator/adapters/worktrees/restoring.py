@@ -12,14 +12,14 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from chump_orchestrator.adapters import handover, rooms, seals
-from chump_orchestrator.adapters.checkouts import written_with
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.handover import Member
-from chump_orchestrator.adapters.holdings import Held, are_there, differences
-from chump_orchestrator.adapters.losses import SLOW
-from chump_orchestrator.adapters.seals import EXACT, Seal
-from chump_orchestrator.adapters.traces import REMEMBERED, Traces, parents_of
+from chump_orchestrator.adapters.worktrees import handover, rooms, seals
+from chump_orchestrator.adapters.worktrees.checkouts import written_with
+from chump_orchestrator.adapters.worktrees.handover import Member
+from chump_orchestrator.adapters.worktrees.holdings import Held, are_there, differences
+from chump_orchestrator.adapters.worktrees.losses import SLOW
+from chump_orchestrator.adapters.worktrees.seals import EXACT, Seal
+from chump_orchestrator.adapters.worktrees.traces import REMEMBERED, Traces, parents_of
 from chump_orchestrator.core.errors import Unavailable
 
 GRAIN_S = 2 * seals.GRAIN_NS / 1e9

@@ -19,18 +19,18 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from chump_orchestrator.adapters import handover, restoring, rooms, seals
-from chump_orchestrator.adapters.checkouts import Conversions, written_with
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.handover import Member
-from chump_orchestrator.adapters.losses import QUIET, Losses
-from chump_orchestrator.adapters.registrations import (
+from chump_orchestrator.adapters.worktrees import handover, restoring, rooms, seals
+from chump_orchestrator.adapters.worktrees.checkouts import Conversions, written_with
+from chump_orchestrator.adapters.worktrees.handover import Member
+from chump_orchestrator.adapters.worktrees.losses import QUIET, Losses
+from chump_orchestrator.adapters.worktrees.registrations import (
     REASON,
     Registration,
     registered,
 )
-from chump_orchestrator.adapters.seals import Seal
-from chump_orchestrator.adapters.traces import Cleared, Clearing
+from chump_orchestrator.adapters.worktrees.seals import Seal
+from chump_orchestrator.adapters.worktrees.traces import Cleared, Clearing
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 

@@ -8,12 +8,12 @@ import anyio
 import pytest
 from anyio import from_thread
 
-from chump_orchestrator.adapters import handover, prepared, rooms
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees import handover, prepared, rooms
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 from chump_orchestrator.core.dispatch import Names, Workspace
 from chump_orchestrator.core.errors import Refused
 from tests.adapters.repositories import Repository, a_repository, commit, git
-from tests.adapters.test_worktrees import FIRST, ID, SECOND, worktrees
+from tests.adapters.worktrees.test_worktrees import FIRST, ID, SECOND, worktrees
 
 OTHER_ID = "infra-2-260427120000-bbbbbb"
 

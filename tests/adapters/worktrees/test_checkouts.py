@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chump_orchestrator.adapters import checkouts
 from chump_orchestrator.adapters.git import Git
-from chump_orchestrator.adapters.registrations import Registration, registered
+from chump_orchestrator.adapters.worktrees import checkouts
+from chump_orchestrator.adapters.worktrees.registrations import Registration, registered
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 from tests.adapters.repositories import Repository, a_repository, commit, git

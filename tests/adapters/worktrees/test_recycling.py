@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from chump_orchestrator.adapters import handover, prepared, restoring, seals
-from chump_orchestrator.adapters.worktrees import GitWorktrees
+from chump_orchestrator.adapters.worktrees import handover, prepared, restoring, seals
+from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 from chump_orchestrator.core.dispatch import Workspace
 from chump_orchestrator.core.errors import Unavailable
 from tests.adapters.repositories import Repository, a_repository, commit, git
-from tests.adapters.test_prepared import OTHER_ID, folder, is_whole, stock, stocked
-from tests.adapters.test_worktrees import FIRST, ID, SECOND, nothing_is_left, worktrees
+from tests.adapters.worktrees.test_prepared import OTHER_ID, folder, is_whole, stock, stocked
+from tests.adapters.worktrees.test_worktrees import FIRST, ID, SECOND, nothing_is_left, worktrees
 
 HAS_MARKS = hasattr(os, "listxattr")
 """Not on macOS."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from chump_orchestrator.adapters import rooms
-from chump_orchestrator.adapters.registrations import registrations
-from chump_orchestrator.adapters.seals import Seal
-from chump_orchestrator.adapters.traces import Traces
+from chump_orchestrator.adapters.worktrees import rooms
+from chump_orchestrator.adapters.worktrees.registrations import registrations
+from chump_orchestrator.adapters.worktrees.seals import Seal
+from chump_orchestrator.adapters.worktrees.traces import Traces
 from chump_orchestrator.core.errors import Unavailable
 
 

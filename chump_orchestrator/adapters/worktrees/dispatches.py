@@ -17,15 +17,15 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from chump_orchestrator.adapters import checkouts, proposing, registrations, rooms
-from chump_orchestrator.adapters.checkouts import Conversions, written_with
 from chump_orchestrator.adapters.git import Git, failure
-from chump_orchestrator.adapters.kept import KeptWorktrees, is_anothers
-from chump_orchestrator.adapters.losses import Losses
-from chump_orchestrator.adapters.prepared import Prepared
-from chump_orchestrator.adapters.registrations import REASON, Registration
-from chump_orchestrator.adapters.traces import Cleared
-from chump_orchestrator.adapters.upstream import Upstream
+from chump_orchestrator.adapters.worktrees import checkouts, proposing, registrations, rooms
+from chump_orchestrator.adapters.worktrees.checkouts import Conversions, written_with
+from chump_orchestrator.adapters.worktrees.kept import KeptWorktrees, is_anothers
+from chump_orchestrator.adapters.worktrees.losses import Losses
+from chump_orchestrator.adapters.worktrees.prepared import Prepared
+from chump_orchestrator.adapters.worktrees.registrations import REASON, Registration
+from chump_orchestrator.adapters.worktrees.traces import Cleared
+from chump_orchestrator.adapters.worktrees.upstream import Upstream
 from chump_orchestrator.core.dispatch import DISPATCH_ID_PATTERN, Names, Workspace
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.gap import Gap
