@@ -320,11 +320,14 @@ class Orchestrator:
 
 
 def _waits(place: Place) -> bool:
-    """Whether only a pull request stands between this dispatch and its outcome."""
+    """Whether only a pull request stands between this dispatch and its outcome.
+
+    One that was seen before its agent ended may have been merged by that since.
+    """
     supervisor = place.supervisor
     if place.broken or supervisor is None:
         return place.broken
-    return supervisor.has_open_pull and supervisor.is_on_record
+    return supervisor.has_open_pull and supervisor.has_looked and supervisor.is_on_record
 
 
 def _has_terminal() -> bool:

@@ -205,7 +205,7 @@ class Supervisor:
                 elif ended := await self._ship():
                     return ended
                 continue
-            if self._has_looked and self._pull is not None and self.has_open_pull:
+            if self.has_looked and self._pull is not None and self.has_open_pull:
                 asked = (self.record, self._pull, self._store, self._on_change)
                 if went_over := await self.follow_up.attend(*asked):
                     return went_over
@@ -242,10 +242,10 @@ class Supervisor:
         if self._exit is None or not self.given_up:
             return False
         waited_s = self._world.clock.monotonic() - max(self._exit_s, self._began_s)
-        return self._has_looked or waited_s >= LAST_CHANCE.total_seconds()
+        return self.has_looked or waited_s >= LAST_CHANCE.total_seconds()
 
     @property
-    def _has_looked(self) -> bool:
+    def has_looked(self) -> bool:
         """Whether its agent has ended, and the forge answered a question put since then."""
         return self._exit is not None and self._seen_s is not None and self._seen_s >= self._exit_s
 

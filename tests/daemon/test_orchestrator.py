@@ -302,6 +302,38 @@ async def test_a_drain_waits_for_agents_and_leaves_open_requests_on_record() -> 
     assert record.state is DispatchState.EXITED
 
 
+async def test_a_drain_asks_once_more_for_a_request_that_its_agent_may_have_merged() -> None:
+    scene = a_scene(a_backlog(a_gap("A-1")))
+    scene.pulls.states["claude/a-1"] = (PullState.OPEN, 3)
+    orchestrator = Orchestrator(scene.world, scene.source, Assignment())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(orchestrator.run)
+        await anyio.sleep(60)
+        orchestrator.end(Manner.DRAIN)
+        scene.merge("A-1")
+        scene.executor.agents["A-1"].ends(0)
+
+    assert await outcomes(scene) == {"A-1": OutcomeKind.SHIPPED}
+
+
+async def test_a_drain_does_not_wait_long_for_a_forge_that_is_silent() -> None:
+    scene = a_scene(a_backlog(a_gap("A-1")))
+    scene.pulls.states["claude/a-1"] = (PullState.OPEN, 3)
+    orchestrator = Orchestrator(scene.world, scene.source, Assignment())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(orchestrator.run)
+        await anyio.sleep(60)
+        scene.pulls.is_silent = True
+        scene.executor.agents["A-1"].ends(0)
+        orchestrator.end(Manner.DRAIN)
+        began = scene.world.clock.monotonic()
+
+    assert scene.world.clock.monotonic() - began < 40
+    assert await outcomes(scene) == {}
+
+
 async def test_after_a_detach_the_next_daemon_goes_on_with_the_same_agents() -> None:
     """Promise I8."""
     scene = a_scene(a_backlog(a_gap("A-1"), a_gap("A-2")))
