@@ -20,7 +20,10 @@ import anyio
 import structlog
 
 from chump_orchestrator import config, equipment, logs, monitoring, plugins, premises
-from chump_orchestrator.adapters import process
+from chump_orchestrator.adapters import (
+    backends,  # noqa: F401 - read now, not by the first dispatch
+    process,
+)
 from chump_orchestrator.adapters.git import Git
 from chump_orchestrator.adapters.host import HostClock, zone
 from chump_orchestrator.adapters.ledger import SqliteLedger

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from chump_orchestrator.core.attempts import Chronicle
 from chump_orchestrator.core.backlog import Backlog
@@ -15,7 +15,6 @@ from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.corrections import CorrectedJournal, CorrectedLedger
 from chump_orchestrator.core.dispatch import Command, Dispatch, Names, Workspace
 from chump_orchestrator.core.gap import Gap
-from chump_orchestrator.core.learning import Experience
 from chump_orchestrator.core.outcome import Exit, PullRequest, StopReason
 from chump_orchestrator.core.records import (
     Denied,
@@ -34,6 +33,9 @@ from chump_orchestrator.core.resuming import KeptWorktrees, Wishes
 from chump_orchestrator.core.routing import Route
 from chump_orchestrator.core.tail import LINE_BYTES
 from chump_orchestrator.core.testimony import Progress, Usage
+
+if TYPE_CHECKING:
+    from chump_orchestrator.core.learning import Experience
 
 
 class Clock(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.dispatch import Dispatch, Workspace
@@ -14,7 +15,9 @@ from chump_orchestrator.core.pull import Checks, PullRequest, PullState
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.shipping import Shipment
 from chump_orchestrator.core.testimony import Progress, Report, Usage
-from chump_orchestrator.core.turns import TurnsTaken
+
+if TYPE_CHECKING:
+    from chump_orchestrator.core.turns import TurnsTaken
 
 __all__ = [
     "Denied",

@@ -53,7 +53,8 @@ SETTINGS = BEGINNING | named("""
 
 BACKLOG = SETTINGS | named("""
     adapters.backlog_turns adapters.backlogs adapters.host adapters.parsed cli.client
-    cli.planning cli.read cli.refs core.cascade core.records core.reflection core.shipping
+    cli.planning cli.read cli.refs core.cascade core.learning core.records core.reflection
+    core.shipping
     core.testimony daemon daemon.address looking
     """)
 """The same, and what the backlog holds; that it is read by whoever plans makes it one module."""
@@ -61,17 +62,19 @@ BACKLOG = SETTINGS | named("""
 LEDGER = BACKLOG | named("""
     adapters.lease_files adapters.ledger adapters.ledger_at_once adapters.ledger_chronicle
     adapters.ledger_corrections adapters.ledger_rows adapters.ledger_schema
-    adapters.routing_file adapters.sqlite core.brakes core.brief core.complaints
+    adapters.routing_file adapters.sqlite adapters.sqlite_requests core.brakes core.brief
+    core.complaints
     core.corrections core.ports core.resuming core.tail daemon.standing
     """)
 """The same, and what was dispatched."""
 
-STATUS = (LEDGER - {"cli.planning", "cli.read", "cli.refs", "core.cascade"}) | {
+STATUS = (LEDGER - {"cli.planning", "cli.read", "cli.refs", "core.cascade", "core.learning"}) | {
     "adapters.routing_file",
     "cli.board",
     "cli.status",
     "shim",
     "shim.files",
+    "shim.regardless",
 }
 
 ASKS_GIT = frozenset({"subprocess"})

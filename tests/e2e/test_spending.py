@@ -107,6 +107,7 @@ def test_a_reload_with_a_higher_budget_lets_a_daemon_go_on(make: Make) -> None:
         return "budget reached until 00:00" in told
 
     project.eventually(is_held)
+    project.eventually(lambda: "A-1" in project.outcomes())
     before = project.outcomes()
     set_budget(project, "usd_per_day = 0.1", "usd_per_day = 1")
     reloaded = project.program("reload")

@@ -131,8 +131,9 @@ class Trial(Project):
         yield from self._secrets()
         if leases := self.left()["leases"]:
             yield f"leases are left: {leases}"
-        if "Traceback" in self.log():
-            yield "there is a traceback in the log"
+        log = self.log()
+        if (at := log.find("Traceback")) >= 0:
+            yield f"there is a traceback in the log: {log[max(at - 500, 0) : at + 4000]}"
 
     def _unsettled(self) -> Iterator[str]:
         told = self.json("history", "--limit", "10000")["dispatches"]
