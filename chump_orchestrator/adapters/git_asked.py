@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,12 +28,21 @@ from chump_orchestrator.core.errors import Refused, Unavailable
 LIMIT_BYTES = 64 * 1024 * 1024
 """Most that an answer may have."""
 
+CHUNK_BYTES = 256 * 1024
+TICK_S = 0.05
+DRAIN_S = 0.5
+"""How long what git left running may keep its pipes once it has ended itself."""
+
+REAP_S = 5.0
+"""How long a git that was killed is waited for; one in the kernel's hands may take longer."""
+
 Answer = subprocess.CompletedProcess[bytes]
 
 
 def ask(where: Path, env: Mapping[str, str], *args: str, timeout_s: float = TIMEOUT_S) -> Answer:
     """Run one command in the folder `where` and return its exit code and all that it wrote.
 
+    What it says too much of is not collected, and whoever still holds its pipes is not waited for.
     Raises `Unavailable` when it does not end within `timeout_s` or cannot be started now, and
     `Refused` when it never can, or says too much. Nothing of it is left then, nor after Ctrl-C.
     """
@@ -47,26 +58,54 @@ def ask(where: Path, env: Mapping[str, str], *args: str, timeout_s: float = TIME
         )
     except (OSError, ValueError) as error:
         raise explained("git", where, error) from error
-    with process:
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            _kill(process)
-            raise Unavailable(
-                f"git did not finish within {timeout_s:g} s and was killed; see whether it waits"
-                " for a network, a lock or an answer"
-            ) from None
-        except BaseException:
-            _kill(process)
-            raise
-    if max(len(out), len(err)) > LIMIT_BYTES:
-        raise Refused(f"git wrote more than {LIMIT_BYTES} bytes; ask for less")
+    try:
+        out, err = _said(process, time.monotonic() + timeout_s)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        raise Unavailable(
+            f"git did not finish within {timeout_s:g} s and was killed; see whether it waits"
+            " for a network, a lock or an answer"
+        ) from None
+    except BaseException:
+        _kill(process)
+        raise
+    finally:
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
     return Answer(process.args, process.returncode, out, err)
+
+
+def _said(process: subprocess.Popen[bytes], deadline_s: float) -> tuple[bytes, bytes]:
+    """Return all that came out of both pipes, once the process has ended."""
+    out, err = bytearray(), bytearray()
+    with selectors.DefaultSelector() as waiting:
+        for pipe, said in ((process.stdout, out), (process.stderr, err)):
+            if pipe is not None:
+                waiting.register(pipe, selectors.EVENT_READ, said)
+        while waiting.get_map():
+            if process.poll() is not None:
+                deadline_s = min(deadline_s, time.monotonic() + DRAIN_S)
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                break
+            for key, _ in waiting.select(min(left_s, TICK_S)):
+                chunk = os.read(key.fd, CHUNK_BYTES)
+                key.data.extend(chunk)
+                if not chunk:
+                    waiting.unregister(key.fileobj)
+                if len(key.data) > LIMIT_BYTES:
+                    raise Refused(
+                        f"git wrote more than {LIMIT_BYTES} bytes and was stopped; ask for less"
+                    )
+    process.wait(max(deadline_s - time.monotonic(), 0))
+    return bytes(out), bytes(err)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(REAP_S)
 
 
 def find_repository(start: Path, env: Mapping[str, str]) -> Path:

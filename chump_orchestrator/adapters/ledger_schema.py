@@ -139,7 +139,8 @@ def for_reading(path: Path, *, readonly: bool) -> sqlite3.Connection:
             older, connection = connection, sqlite3.connect(":memory:", isolation_level=None)
             with contextlib.closing(older):
                 older.backup(connection)
-        migrate(connection, path, MIGRATIONS)
+        # What is migrated here is a copy already.
+        migrate(connection, path, MIGRATIONS, backs_up=False)
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA query_only = ON")
     except BaseException:

@@ -143,8 +143,8 @@ def keep(
         return  # the same bytes twice, which is rejected anyhow
     header = {"format": _FORMAT, "file": name, "stamp": stamp}
     with contextlib.suppress(OSError):
-        # By name a process has one draft at most; another's, or a link, is not written to.
-        draft = cache.with_name(f".{cache.name}-{os.getpid()}")
+        # Another's, or a link, is not written to; in a container each life has the same pid.
+        draft = cache.with_name(f".{cache.name}-{os.getpid()}-{os.urandom(4).hex()}")
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -156,8 +156,10 @@ def keep(
                     body = marshal.dumps(told)
                     file.write(_SLICE.pack(len(body), zlib.crc32(body)) + body)
             draft.replace(cache)
-        except (OSError, ValueError):
+        except BaseException as error:
             draft.unlink(missing_ok=True)
+            if not isinstance(error, OSError | ValueError):
+                raise
 
 
 def _slices(found: Found, pieces: Mapping[bytes, Parsed]) -> Iterator[list[tuple[object, ...]]]:

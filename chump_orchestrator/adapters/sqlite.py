@@ -146,11 +146,15 @@ def schema_version(connection: sqlite3.Connection) -> int:
 
 
 def migrate(
-    connection: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[str]]
+    connection: sqlite3.Connection,
+    path: Path,
+    migrations: Sequence[Sequence[str]],
+    *,
+    backs_up: bool = True,
 ) -> None:
     """Bring the schema to version `len(migrations)`, in one transaction.
 
-    An older database is copied to `<name>.v<old version>.bak` first. A newer one is a
+    With `backs_up` an older one is copied to `<name>.v<old version>.bak` first. A newer one is a
     `ConfigError`: what this version would make of it, nobody knows.
     """
     found = schema_version(connection)
@@ -162,7 +166,7 @@ def migrate(
         raise ConfigError(msg)
     if found == len(migrations):
         return
-    if found:
+    if found and backs_up:
         _back_up(connection, path.with_name(f"{path.name}.v{found}.bak"))
     connection.execute("BEGIN IMMEDIATE")
     try:

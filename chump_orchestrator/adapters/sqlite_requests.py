@@ -98,7 +98,10 @@ def _deliver(answers: Sequence[Done]) -> None:
         future = done.request.answer
         if future.done():
             continue
-        if done.error is not None:
+        if isinstance(done.error, StopIteration):
+            # A future takes anything but that.
+            future.set_exception(RuntimeError(repr(done.error)))
+        elif done.error is not None:
             future.set_exception(done.error)
         else:
             future.set_result(done.value)

@@ -154,9 +154,14 @@ def _plain_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _check_surroundings(data: bytes) -> None:
     """Raise `NotSimple` unless the text is nothing, or keys at the left edge besides `gaps`."""
     root = compose_carefully(data)
-    if root is None or (isinstance(root, ScalarNode) and not root.value and not root.style):
+    if root is None or (
+        isinstance(root, ScalarNode) and root.start_mark.index == root.end_mark.index
+    ):
         return
     if not isinstance(root, MappingNode) or root.flow_style or root.start_mark.column:
         raise NotSimple
-    if any(not isinstance(key, ScalarNode) or key.value == GAPS for key, _ in root.value):
+    if any(
+        not isinstance(key, ScalarNode) or key.value == GAPS or key.start_mark.column
+        for key, _ in root.value
+    ):
         raise NotSimple

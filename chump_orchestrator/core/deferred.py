@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["dataclass"]
 
 _FIELDS = "__dataclass_fields__"
+_PARAMS = "__dataclass_params__"
+_LATER = (_FIELDS, _PARAMS, "__match_args__")
 _NOT_OURS = ("InitVar", "dataclasses.InitVar", "KW_ONLY", "dataclasses.KW_ONLY")
 _OF_THE_CLASS = ("ClassVar", "typing.ClassVar")
 _OF_INSTANCES = ("__dict__", "__weakref__")
@@ -78,7 +80,7 @@ def _declared(plain: type) -> Iterator[tuple[str, Any]]:
 
 def _slotted(plain: type, declared: dict[str, Any], body: dict[str, Any], *, frozen: bool) -> type:
     body = {name: value for name, value in body.items() if name not in (*declared, *_OF_INSTANCES)}
-    body |= {name: _Later(partial(_processed, plain, name)) for name in (_FIELDS, "__match_args__")}
+    body |= {name: _Later(partial(_processed, plain, name, frozen=frozen)) for name in _LATER}
     if frozen:
         body = {"__getstate__": _getstate, "__setstate__": _setstate, **body}
     more = {"__slots__": tuple(declared), "__qualname__": plain.__qualname__}
@@ -86,12 +88,14 @@ def _slotted(plain: type, declared: dict[str, Any], body: dict[str, Any], *, fro
     return cls
 
 
-def _processed(plain: type, name: str, _: type) -> Any:  # noqa: ANN401 - any attribute
+def _processed(plain: type, name: str, _: type, *, frozen: bool) -> Any:  # noqa: ANN401 - any
     """Return what `dataclasses` makes of the fields of a class."""
     # On a class of its own, as it changes what it is given and another thread may ask, too.
     body = {name: value for name, value in vars(plain).items() if name not in _OF_INSTANCES}
     again = type(plain)(plain.__name__, plain.__bases__, body)
-    return getattr(dataclasses.dataclass(init=False, repr=False, eq=False)(again), name)
+    is_compared = name == _PARAMS
+    made: Any = dataclasses.dataclass(init=False, repr=False, eq=is_compared, frozen=frozen)(again)
+    return getattr(made, name)
 
 
 class _Later:

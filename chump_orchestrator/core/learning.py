@@ -40,6 +40,9 @@ HORIZON_DAYS = 365
 CHEAPEST_USD = 0.01
 """What an attempt counts as at least: below that, costs say nothing of value."""
 
+DEAREST_USD = 1e6
+"""Whoever writes that an attempt cost more than that errs."""
+
 _POINTS = 128
 _DEVIATIONS = 8.0
 
@@ -173,7 +176,7 @@ def experience(rows: Iterable[Outcomes], today: date) -> Experience:
         weight = 0.5 ** (age / HALF_LIFE_DAYS)
         known = sums.setdefault(row.kind, {}).setdefault(row.candidate, [0.0] * 4)
         known[0 if row.outcome == OutcomeKind.SHIPPED else 1] += weight * row.count
-        if math.isfinite(row.usd) and row.usd > 0:
+        if 0 < row.usd < DEAREST_USD * max(row.count, 1):
             known[2] += weight * row.usd
             known[3] += weight * row.priced
     return Experience(

@@ -39,6 +39,9 @@ LAST_LOOK = timedelta(seconds=5)
 LAST_LOOKS = timedelta(seconds=30)
 """The same for a drain, which nobody waits for with a stop watch."""
 
+AFTER_KILL = timedelta(seconds=1)
+"""The same once somebody has asked twice."""
+
 LAST_DELIVERY_S = 5.0
 
 FIRST_WORD = timedelta(seconds=25)
@@ -103,6 +106,8 @@ class Orchestrator:
         self.interrupted = False
         self.reload_problem = ""
         self._reloading = anyio.Lock()
+        self._last_looks = anyio.CancelScope()
+        self._are_last_looks = False
         self._watchdog = Watchdog(self)
 
     async def run(self) -> None:
@@ -187,11 +192,18 @@ class Orchestrator:
             self._stop_all()
         await self._until(lambda: scheduler.running == 0)
         # Whatever waits for its open request is on record; the next start goes on with it.
-        await self._until(
-            lambda: all(map(_waits, scheduler.roster.values())),
-            at_most=LAST_LOOK if self.ending is Manner.TEARDOWN else LAST_LOOKS,
-        )
+        with self._last_looks:
+            self._are_last_looks = True
+            self._hurry_last_looks(LAST_LOOK if self.ending is Manner.TEARDOWN else LAST_LOOKS)
+            await self._until(lambda: all(map(_waits, scheduler.roster.values())))
         self._scope.cancel()
+
+    def _hurry_last_looks(self, at_most: timedelta) -> None:
+        """Have the last looks at requests, once they have begun, end so soon if not sooner."""
+        if not self._are_last_looks:
+            return
+        deadline_s = anyio.current_time() + at_most.total_seconds()
+        self._last_looks.deadline = min(self._last_looks.deadline, deadline_s)
 
     def _stop_all(self, *, now: bool = False) -> None:
         """Have every agent stopped at once, in parallel."""
@@ -199,11 +211,9 @@ class Orchestrator:
             if place.holds_slot:
                 place.request_stop(StopReason.TEARDOWN, now=now)
 
-    async def _until(self, claim: Callable[[], bool], at_most: timedelta | None = None) -> None:
-        limit = None if at_most is None else at_most.total_seconds()
-        with anyio.move_on_after(limit):
-            while not claim():
-                await self.scheduler.bell.wait()
+    async def _until(self, claim: Callable[[], bool]) -> None:
+        while not claim():
+            await self.scheduler.bell.wait()
 
     def end(self, manner: Manner) -> None:
         """Begin to end; a teardown outranks a drain that was begun before."""
@@ -214,6 +224,7 @@ class Orchestrator:
             self._corrector.hush()
         elif manner is Manner.TEARDOWN and self.ending is Manner.DRAIN:
             self._stop_all()
+            self._hurry_last_looks(LAST_LOOK)
         elif self.ending is not None:
             return
         log.info("daemon.ending", manner=manner)
@@ -228,6 +239,7 @@ class Orchestrator:
         """End now: KILL to every agent, outcomes are still written."""
         log.warning("daemon.killing", agents=self.scheduler.running)
         self._stop_all(now=True)
+        self._hurry_last_looks(AFTER_KILL)
         self.scheduler.bell.ring()
 
     async def reload(self) -> str:

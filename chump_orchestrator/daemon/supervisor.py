@@ -64,8 +64,7 @@ class Supervisor:
         self.record = record
         self.agent = agent
         self.bell = Bell()
-        self.overdue = False
-        self.silent = False
+        self.overdue = self.silent = False
         self.stop_asked: StopReason | None = None
         self.kill_asked = False
         self.given_up = False
@@ -81,8 +80,7 @@ class Supervisor:
         self._exit_s = now_s - self._ago(record.exited_at) if record.exited_at else now_s
         self._pull = record.pull
         self._pull_s = now_s - self._ago(record.pull_since)
-        failed = record.checks_failed_since
-        self._checks_s = now_s - self._ago(failed) if failed else None
+        self._checks_s = now_s - self._ago(at) if (at := record.checks_failed_since) else None
         self._began_s = now_s
         self._seen_s: float | None = None
         self._quiet: list[float] = []
@@ -358,7 +356,7 @@ class Supervisor:
     async def _note_sighting(self, seen: Sighting | None) -> None:
         if seen is None or seen.asked_s == self._seen_s:
             return
-        self._seen_s = seen.asked_s
+        had_looked, self._seen_s = self.has_looked, seen.asked_s
         before, self._pull, pull = self._pull, seen.pull, seen.pull
         if is_accepted(before, pull):
             self.accepted_usd = self.report.usage.cost_usd
@@ -378,6 +376,8 @@ class Supervisor:
             log.info("pull.changed", state=pull.state, number=pull.number, checks=pull.checks)
             self._tell("pull.changed", state=str(pull.state), number=pull.number)
             self._on_change()
+        elif self.has_looked and not had_looked:
+            self._on_change()  # a daemon that ends may wait for no more than this
 
     async def _store(self, record: Record) -> None:
         self.record = record

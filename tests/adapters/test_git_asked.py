@@ -106,3 +106,32 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         ask(tmp_path / "gone", os.environ, "version")
     with pytest.raises(Refused, match="NUL"):
         ask(tmp_path, os.environ, "rev-parse", "a\0b")
+
+
+def test_more_than_may_be_said_is_not_even_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git_asked, "LIMIT_BYTES", 1_000_000)
+    env = a_git(tmp_path / "bin", "import sys\nwhile True: sys.stdout.write('x' * 65536)\n")
+
+    with pytest.raises(Refused, match="was stopped; ask for less"):
+        ask(tmp_path, env, "rev-parse", timeout_s=60)
+
+
+LEAVES = """\
+import pathlib, subprocess
+left = subprocess.Popen(["sleep", "60"])
+pathlib.Path("left").write_text(str(left.pid))
+print("said", flush=True)
+"""
+
+
+def test_whoever_git_left_running_with_its_pipes_is_not_waited_for(tmp_path: Path) -> None:
+    env = a_git(tmp_path / "bin", LEAVES)
+
+    told = ask(tmp_path, env, "rev-parse", timeout_s=20)
+    left = psutil.Process(int((tmp_path / "left").read_text()))
+    left.kill()
+    left.wait()
+
+    assert (told.returncode, told.stdout) == (0, b"said\n")

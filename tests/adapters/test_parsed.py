@@ -76,6 +76,32 @@ async def test_a_second_process_parses_nothing(
     assert len(second.warnings) == 1
 
 
+async def test_a_draft_that_somebody_was_killed_at_keeps_nobody_from_writing(
+    path: Path, cache: Path
+) -> None:
+    """In a container each life of a daemon has the same pid."""
+    cache.with_name(f".{cache.name}-{os.getpid()}").write_text("half of a ca")
+
+    await YamlFile(path=path, cache=cache).load()
+
+    assert cache.exists()
+
+
+async def test_who_is_interrupted_while_writing_leaves_nothing(
+    path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parsed, "_slices", interrupted)
+    before = set(cache.parent.iterdir())
+
+    with pytest.raises(KeyboardInterrupt):
+        YamlFile(path=path, cache=cache).load_at_once()
+
+    assert set(cache.parent.iterdir()) == before
+
+
 async def test_after_an_edit_only_what_changed_is_parsed(
     path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import pickle
+import pprint
 import sys
 from dataclasses import KW_ONLY, FrozenInstanceError, field, fields, replace
 from typing import Any, ClassVar
@@ -240,6 +241,16 @@ def test_the_parameters_can_be_asked_for() -> None:
 
     assert parameters(a_record(deferred.dataclass(frozen=True, slots=True))) == parameters(THEIRS)
     assert OURS.__init__.__qualname__ == f"{OURS.__qualname__}.__init__"
+
+
+def test_it_says_what_it_was_made_with() -> None:
+    def made_with(cls: Any) -> tuple[bool, bool, bool]:
+        told = cls.__dataclass_params__
+        return told.frozen, told.eq, told.order
+
+    assert made_with(OURS) == made_with(THEIRS) == (True, True, False)
+    assert made_with(MUTABLE) == (False, True, False)
+    assert "notes" in pprint.pformat([OURS("a" * 90)], width=20)
 
 
 def test_nothing_is_written_before_it_is_needed() -> None:

@@ -90,9 +90,11 @@ def test_what_an_attempt_costs_is_the_mean_of_those_that_told() -> None:
         rows(count=3, usd=4.0, priced=2),
         rows(outcome="killed", usd=2.0, priced=1),
         rows(usd=math.inf, priced=1),
+        rows(usd=1e308, priced=1),
+        rows(outcome="killed", usd=math.nan, priced=1),
     ]
 
-    assert experience(told, TODAY).of(KIND, A) == Belief(4.0, 1.0, 2.0)
+    assert experience(told, TODAY).of(KIND, A) == Belief(5.0, 2.0, 2.0)
 
 
 def test_a_reflection_tells_the_same_as_its_row() -> None:

@@ -334,6 +334,42 @@ async def test_a_drain_does_not_wait_long_for_a_forge_that_is_silent() -> None:
     assert await outcomes(scene) == {}
 
 
+@pytest.mark.parametrize("manner", [Manner.DRAIN, Manner.TEARDOWN])
+async def test_an_end_waits_no_longer_than_for_the_answer_of_the_forge(manner: Manner) -> None:
+    scene = a_scene(a_backlog(a_gap("A-1")))
+    scene.pulls.states["claude/a-1"] = (PullState.OPEN, 3)
+    orchestrator = Orchestrator(scene.world, scene.source, Assignment())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(orchestrator.run)
+        await anyio.sleep(60)
+        orchestrator.end(manner)
+        if manner is Manner.DRAIN:
+            scene.executor.agents["A-1"].ends(0)
+        began = scene.world.clock.monotonic()
+
+    assert scene.world.clock.monotonic() - began < 2
+
+
+async def test_a_second_signal_shortens_the_last_looks_of_a_drain() -> None:
+    scene = a_scene(a_backlog(a_gap("A-1")))
+    scene.pulls.states["claude/a-1"] = (PullState.OPEN, 3)
+    orchestrator = Orchestrator(scene.world, scene.source, Assignment())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(orchestrator.run)
+        await anyio.sleep(60)
+        scene.pulls.is_silent = True
+        scene.executor.agents["A-1"].ends(0)
+        orchestrator.end(Manner.DRAIN)
+        await anyio.sleep(1)
+        began = scene.world.clock.monotonic()
+        orchestrator.end(Manner.TEARDOWN)
+        orchestrator.kill()
+
+    assert scene.world.clock.monotonic() - began < 2
+
+
 async def test_after_a_detach_the_next_daemon_goes_on_with_the_same_agents() -> None:
     """Promise I8."""
     scene = a_scene(a_backlog(a_gap("A-1"), a_gap("A-2")))

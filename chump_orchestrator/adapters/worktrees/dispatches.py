@@ -360,7 +360,7 @@ class GitWorktrees:
         ref = f"refs/heads/{workspace.branch}"
         in_use = await anyio.to_thread.run_sync(registrations.checked_out, self._git.common_dir)
         if tip and ref not in in_use:
-            deletion = ("update-ref", "-d", "--", ref, tip)
+            deletion = ("update-ref", "--no-deref", "-d", "--", ref, tip)
             deleted = await self._git.run(*deletion)
             if deleted.code == 0:
                 section = f"branch.{workspace.branch}"

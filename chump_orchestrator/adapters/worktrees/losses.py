@@ -21,8 +21,10 @@ import anyio
 import anyio.to_thread
 
 from chump_orchestrator.adapters.git import Git, failure
+from chump_orchestrator.adapters.git_manners import last_lines
 from chump_orchestrator.adapters.worktrees.registrations import Registration, processes_inside
 from chump_orchestrator.core.dispatch import Workspace
+from chump_orchestrator.core.errors import Refused
 
 SALVAGED = "refs/chump/salvage/"
 """Followed by a dispatch id: a snapshot of its worktree."""
@@ -190,6 +192,8 @@ class Losses:
             finished = await self._git.run(*look, cwd=path, env=env, timeout=SLOW)
         if finished.code != 0:
             raise failure(("status",), finished)
+        if b"could not open directory" in finished.err:
+            raise Refused(f"not all of its folders can be read: {last_lines(finished.err)}")
         lines = [os.fsdecode(line) for line in finished.out.split(b"\0") if line]
         ignored = tuple(line[3:] for line in lines if line.startswith("!!"))
         # Without its own index the checkout was never finished: what it lacks is no loss, and
@@ -342,6 +346,10 @@ def _files(path: Path, ignored: Sequence[str]) -> Iterator[str]:
             continue
         if place.rstrip("/").rpartition("/")[2] in MADE_AGAIN:
             continue
-        for folder, folders, files in os.walk(path / place):
+        for folder, folders, files in os.walk(path / place, onerror=_unreadable):
             folders[:] = [name for name in folders if name not in MADE_AGAIN]
             yield from (str(Path(folder, file).relative_to(path)) for file in files)
+
+
+def _unreadable(error: OSError) -> None:
+    raise Refused(f"{error.filename} cannot be read: {error.strerror}") from error

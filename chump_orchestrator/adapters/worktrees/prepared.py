@@ -350,9 +350,12 @@ class Prepared:
                     rooms.throw_away, place, member.admin, self._git.common_dir
                 )
                 await anyio.to_thread.run_sync(rooms.delete, trash)
+            if member.seal is not None:
+                member.seal.index.unlink(missing_ok=True)
             if ref:
-                await self._git.run("update-ref", "-d", "--", ref, workspace.base)
-        except (Refused, Unavailable) as error:
+                deletion = ("update-ref", "--no-deref", "-d", "--", ref, workspace.base)
+                await self._git.run(*deletion)
+        except (Refused, Unavailable, OSError) as error:
             log.warning("worktree.undo_failed", path=workspace.path, error=str(error))
 
     async def _discard(self, place: Path) -> None:

@@ -83,13 +83,14 @@ def _clear_away(path: Path, admin: Path, seal: Seal, traces: Traces) -> None:
                 if stat.S_IMODE((path / name).lstat().st_mode) != modes[name]:
                     (path / name).chmod(modes[name])
         # Those touched as well: git leaves them where only the second of a change is the same.
+        foreign = frozenset(traces.foreign)
         for name in (*traces.foreign, *dict(traces.touched)):
             if name.endswith("/"):
                 rooms.delete((path / name,))
             else:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                     (path / name).unlink()
-            if name in traces.foreign and os.path.lexists(path / name):
+            if name in foreign and os.path.lexists(path / name):
                 raise Unavailable(f"{path / name} cannot be deleted")
         forget(admin)
         draft = admin / "index.chump"

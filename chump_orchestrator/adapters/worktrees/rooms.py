@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -91,19 +92,41 @@ def throw_away(path: Path, admin: Path | None, common_dir: Path) -> tuple[Path, 
 def delete(trash: Sequence[Path]) -> None:
     """Delete folders for good; what resists is left for the next time the trash is emptied."""
     for place in trash:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RecursionError):
             shutil.rmtree(place)
         if place.exists():
-            # Tool chains make folders that not even their owner may write into.
             with contextlib.suppress(OSError):
-                place.chmod(0o700)
-            for folder, folders, _ in os.walk(place):
-                for name in folders:
-                    child = Path(folder, name)
-                    if not child.is_symlink():
-                        with contextlib.suppress(OSError):
-                            child.chmod(0o700)
-            shutil.rmtree(place, ignore_errors=True)
+                _level(place)
+            with contextlib.suppress(RecursionError):
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _level(place: Path) -> None:
+    """Delete a folder that goes deeper than paths, or recursion, can, or that resists.
+
+    What lies in a folder of it is moved up beside that. Tool chains make folders that not even
+    their owner may write into.
+    """
+    numbers = itertools.count()
+    place.chmod(0o700)
+    waiting = [Path(one.path) for one in os.scandir(place) if one.is_dir(follow_symlinks=False)]
+    while waiting:
+        folder = waiting.pop()
+        with contextlib.suppress(OSError):
+            folder.chmod(0o700)
+            with os.scandir(folder) as listed:
+                entries = list(listed)
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    Path(entry.path).unlink()
+                    continue
+                Path(entry.path).chmod(0o700)
+                beside = next(
+                    free for n in numbers if not os.path.lexists(free := place / f".up-{n}")
+                )
+                Path(entry.path).rename(beside)
+                waiting.append(beside)
+            folder.rmdir()
 
 
 def empty_trash(base_dir: Path, common_dir: Path) -> None:

@@ -7,6 +7,7 @@ index to overlook, and nobody needs to read it.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -84,7 +85,7 @@ def renew(
         known = zip(seal.folders, seal.stamps, seal.modes, strict=True)
         looks = {name: _Look(stamp, mode, {}) for name, stamp, mode in known}
         for name in {"", *changed}:
-            if (path / name).is_dir():
+            if (path / name).is_dir() and not (path / name).is_symlink():
                 looks[name] = _look(path, name, now_ns)
             else:
                 looks.pop(name, None)
@@ -169,12 +170,42 @@ def foreign_in(
     return tuple(foreign)
 
 
+def are_marked(path: Path, folders: Sequence[str], plain: Path) -> bool:
+    """Whether folders bear what a checkout does not give them and `plain` has not either.
+
+    That is extended attributes, lists of rights among them, another group, and macOS's flags. What
+    the system labels by itself is not meant. Blocks. Raises `OSError`.
+    """
+    usual = _marks(plain)
+    return any(
+        os.path.lexists(path / folder) and not _marks(path / folder) <= usual for folder in folders
+    )
+
+
+def _marks(folder: Path) -> frozenset[object]:
+    seen = folder.lstat()
+    marks: set[object] = {("group", seen.st_gid), ("flags", getattr(seen, "st_flags", 0))}
+    if hasattr(os, "listxattr"):
+        try:
+            names = os.listxattr(folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            names = []
+        marks |= {name for name in names if not name.startswith("security.")}
+    return frozenset(marks)
+
+
 def has_files(folder: Path) -> bool:
     """Whether a folder holds anything but folders."""
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_raised):
         if files or any(Path(place, name).is_symlink() for name in folders):
             return True
     return False
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def _folders(path: Path) -> Iterator[str]:

@@ -84,7 +84,7 @@ class Clearing:
             traces = await self._traces(path, entry, seal, held)
             if traces is None or not await self._is_safe(path, entry, traces.foreign, held):
                 return None
-        except (Refused, OSError):
+        except (Refused, OSError, RecursionError):
             return None
         return Cleared(tip, pushed, traces)
 
@@ -135,7 +135,10 @@ class Clearing:
         if shown.code != 0:
             raise failure(look, shown)
         folders = await anyio.to_thread.run_sync(seals.changed_folders, seal, path)
-        if folders is None:
+        plain = seal.index.parent
+        if folders is None or await anyio.to_thread.run_sync(
+            seals.are_marked, path, folders, plain
+        ):
             return None
         tracked = dict.fromkeys(seal.names, NOTHING)
         if any(folders) or seal.young:
@@ -159,9 +162,10 @@ class Clearing:
             *("check-ignore", "-z", "--stdin"),
             cwd=path,
             env={"GIT_DIR": str(entry.admin), "GIT_WORK_TREE": str(path)},
-            feed=b"\0".join(os.fsencode(name) for name in others) + b"\0",
+            # A colon in front would be the beginning of a pattern with magic.
+            feed=b"".join(b"./%b\0" % os.fsencode(name) for name in others),
         )
-        ignored = {os.fsdecode(name) for name in asked.out.split(b"\0") if name}
+        ignored = {os.fsdecode(name)[2:] for name in asked.out.split(b"\0") if name}
         if not ignored.issuperset(others):
             return False
         return not await anyio.to_thread.run_sync(self._losses.precious, path, others)
@@ -187,7 +191,7 @@ def is_ordinary(path: Path, admin: Path) -> bool:
         if any(files for _, _, files in os.walk(admin / "refs")):
             return False
         told = (path / ".git").read_text("utf-8").removeprefix("gitdir:").strip()
-        return os.path.realpath(path / told) == os.path.realpath(admin)
+        return told == os.path.realpath(admin)
     except (OSError, ValueError):
         return False
 

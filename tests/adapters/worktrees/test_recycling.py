@@ -3,6 +3,8 @@
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -574,3 +576,161 @@ async def test_a_hand_over_that_is_cut_short_leaves_nothing_after_the_next_start
     assert removal.removed
     assert nothing_is_left(repository)
     assert stock(repository) == []
+
+
+# What looks like nothing to be lost
+
+
+def deep(folder: Path, levels: int = 1500) -> None:
+    """Make folders in one another, deeper than a path can say."""
+    folder.mkdir()
+    inside = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    for _ in range(levels):
+        os.mkdir("a", dir_fd=inside)
+        deeper = os.open("a", os.O_RDONLY | os.O_CLOEXEC, dir_fd=inside)
+        os.close(inside)
+        inside = deeper
+    os.close(inside)
+
+
+@pytest.mark.parametrize("name", [":target", ":(top)target", ":!target"])
+async def test_a_name_that_git_could_take_for_a_pattern_is_a_name(
+    repository: Repository, name: str
+) -> None:
+    """Promise I4: `target/` is ignored, and this is not."""
+    ours, workspace, _ = await lent(repository)
+    place = Path(workspace.path, name)
+    place.mkdir(parents=True)
+    (place / "plan.md").write_text("work\n")
+
+    removal = await ours.remove(workspace, ID)
+    await ours.prepare(1)
+
+    assert not removal.removed or removal.salvage_ref
+    assert (place / "plan.md").exists()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+async def test_a_branch_that_is_a_link_to_another_leaves_that_one_alone(
+    repository: Repository, count: int
+) -> None:
+    """Promise I4: the commit is on no remote, and nowhere else."""
+    ours, base = await stocked(repository, count)
+    workspace = await ours.add(FIRST, base, ID)
+    path = Path(workspace.path)
+    git(path, "branch", "precious")
+    git(path, "symbolic-ref", f"refs/heads/{FIRST.branch}", "refs/heads/precious")
+    commit(path, "work.txt", "not pushed\n")
+    oid = git(path, "rev-parse", "HEAD")
+
+    await ours.remove(workspace, ID)
+
+    assert "refs/heads/precious" in repository.git("for-each-ref", "--contains", oid)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+async def test_folders_in_one_another_deeper_than_paths_go_all_the_same(
+    repository: Repository, count: int
+) -> None:
+    ours, base = await stocked(repository, count)
+    workspace = await ours.add(FIRST, base, ID)
+    deep(Path(workspace.path, "target"))
+
+    await ours.remove(workspace, ID)
+    await ours.prepare(count)
+    await worktrees(repository.root, prepared_dir=folder(repository)).heal()
+
+    assert not Path(workspace.path, "target").exists()
+    assert not list(Path(workspace.path).parent.glob(".trash-*"))
+
+
+async def test_a_git_file_that_an_agent_wrote_is_not_handed_on(repository: Repository) -> None:
+    """It could be led elsewhere once the next agent has begun."""
+    ours, workspace, _ = await lent(repository)
+    path = Path(workspace.path)
+    admin = Path(git(path, "rev-parse", "--absolute-git-dir"))
+    (repository.root / "hop").symlink_to(admin.parent)
+    (path / ".git").write_text(f"gitdir: {repository.root / 'hop'}/{admin.name}\n")
+
+    await ours.remove(workspace, ID)
+    await ours.prepare(1)
+    again = await ours.add(SECOND, repository.head("origin/main"), OTHER_ID)
+
+    assert "hop" not in Path(again.path, ".git").read_text()
+
+
+@pytest.mark.skipif(not HAS_MARKS, reason="there are no extended attributes")
+@pytest.mark.parametrize("name", ["", "src", "src/core"])
+async def test_a_folder_with_marks_on_it_is_not_handed_on(
+    repository: Repository, name: str
+) -> None:
+    ours, workspace, _ = await lent(repository)
+    os.setxattr(Path(workspace.path, name), "user.mark", b"mine")
+
+    await ours.remove(workspace, ID)
+    await ours.prepare(1)
+    again = await ours.add(SECOND, repository.head("origin/main"), OTHER_ID)
+
+    assert os.listxattr(Path(again.path, name)) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_folder_that_cannot_be_read_is_kept(
+    repository: Repository, tmp_path: Path, count: int
+) -> None:
+    """Promise I4: it may hold anything."""
+    script = tmp_path / "as_somebody.py"
+    script.write_text(SOMEBODY)
+    for place in (tmp_path, *tmp_path.rglob("*")):
+        if not place.is_symlink():
+            os.chown(place, NOBODY, NOBODY)
+    for above in tmp_path.parents[:3]:
+        above.chmod(above.stat().st_mode | 0o055)
+
+    done = subprocess.run(
+        [sys.executable, str(script), str(repository.root), str(count)],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        cwd=Path(__file__).parents[3],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout.endswith("\nkept\n"), done.stderr
+
+
+NOBODY = 65534
+SOMEBODY = """
+import sys
+from pathlib import Path
+
+import anyio
+
+sys.path.insert(0, str(Path.cwd()))
+from tests.adapters.repositories import Repository
+from tests.adapters.worktrees.test_prepared import stocked
+from tests.adapters.worktrees.test_worktrees import FIRST, ID
+
+
+async def main(root, count):
+    ours, base = await stocked(Repository(root, root.parent / "origin.git"), count)
+    workspace = await ours.add(FIRST, base, ID)
+    plans = Path(workspace.path, "plans")
+    plans.mkdir()
+    (plans / "work.md").write_text("work")
+    plans.chmod(0)
+    removal = None
+    try:
+        removal = await ours.remove(workspace, ID)
+        await ours.prepare(count)
+    finally:
+        print("kept" if plans.is_dir() and not (removal and removal.removed) else "gone")
+        plans.chmod(0o700)
+
+
+anyio.run(main, Path(sys.argv[1]), int(sys.argv[2]))
+"""
