@@ -302,7 +302,9 @@ async def test_a_drain_waits_for_agents_and_leaves_open_requests_on_record() -> 
     assert record.state is DispatchState.EXITED
 
 
-async def test_a_drain_asks_once_more_for_a_request_that_its_agent_may_have_merged() -> None:
+@asynccontextmanager
+async def with_an_open_request() -> AsyncIterator[tuple[Scene, Orchestrator]]:
+    """Have an agent at work for a minute whose request is open; end with the daemon."""
     scene = a_scene(a_backlog(a_gap("A-1")))
     scene.pulls.states["claude/a-1"] = (PullState.OPEN, 3)
     orchestrator = Orchestrator(scene.world, scene.source, Assignment())
@@ -310,6 +312,11 @@ async def test_a_drain_asks_once_more_for_a_request_that_its_agent_may_have_merg
     async with anyio.create_task_group() as group:
         group.start_soon(orchestrator.run)
         await anyio.sleep(60)
+        yield scene, orchestrator
+
+
+async def test_a_drain_asks_once_more_for_a_request_that_its_agent_may_have_merged() -> None:
+    async with with_an_open_request() as (scene, orchestrator):
         orchestrator.end(Manner.DRAIN)
         scene.merge("A-1")
         scene.executor.agents["A-1"].ends(0)
@@ -318,13 +325,7 @@ async def test_a_drain_asks_once_more_for_a_request_that_its_agent_may_have_merg
 
 
 async def test_a_drain_does_not_wait_long_for_a_forge_that_is_silent() -> None:
-    scene = a_scene(a_backlog(a_gap("A-1")))
-    scene.pulls.states["claude/a-1"] = (PullState.OPEN, 3)
-    orchestrator = Orchestrator(scene.world, scene.source, Assignment())
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(orchestrator.run)
-        await anyio.sleep(60)
+    async with with_an_open_request() as (scene, orchestrator):
         scene.pulls.is_silent = True
         scene.executor.agents["A-1"].ends(0)
         orchestrator.end(Manner.DRAIN)
@@ -336,13 +337,7 @@ async def test_a_drain_does_not_wait_long_for_a_forge_that_is_silent() -> None:
 
 @pytest.mark.parametrize("manner", [Manner.DRAIN, Manner.TEARDOWN])
 async def test_an_end_waits_no_longer_than_for_the_answer_of_the_forge(manner: Manner) -> None:
-    scene = a_scene(a_backlog(a_gap("A-1")))
-    scene.pulls.states["claude/a-1"] = (PullState.OPEN, 3)
-    orchestrator = Orchestrator(scene.world, scene.source, Assignment())
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(orchestrator.run)
-        await anyio.sleep(60)
+    async with with_an_open_request() as (scene, orchestrator):
         orchestrator.end(manner)
         if manner is Manner.DRAIN:
             scene.executor.agents["A-1"].ends(0)
@@ -352,13 +347,7 @@ async def test_an_end_waits_no_longer_than_for_the_answer_of_the_forge(manner: M
 
 
 async def test_a_second_signal_shortens_the_last_looks_of_a_drain() -> None:
-    scene = a_scene(a_backlog(a_gap("A-1")))
-    scene.pulls.states["claude/a-1"] = (PullState.OPEN, 3)
-    orchestrator = Orchestrator(scene.world, scene.source, Assignment())
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(orchestrator.run)
-        await anyio.sleep(60)
+    async with with_an_open_request() as (scene, orchestrator):
         scene.pulls.is_silent = True
         scene.executor.agents["A-1"].ends(0)
         orchestrator.end(Manner.DRAIN)
