@@ -44,7 +44,8 @@ def test_what_waits_for_a_disk_is_noticed(make: Make) -> None:
     )
     told = watched(project.root, project.folder, change)
 
-    assert ["os.listdir", "adapters/worktrees/registrations.py admins"] in told["calls"]
+    # By `listdir` or, from Python 3.13 on, by `scandir`.
+    assert "adapters/worktrees/registrations.py admins" in [where for _, where in told["calls"]]
 
 
 def watched(root: Path, folder: Path, change: str = "") -> dict[str, Any]:
