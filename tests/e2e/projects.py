@@ -33,7 +33,7 @@ def ship(merge=True):
     git("add", "--", name)
     git("commit", "-q", "-m", gap)
     git("push", "-q", "origin", "HEAD:refs/heads/" + branch)
-    for _ in range(60 if merge else 0):
+    for _ in range(300 if merge else 0):
         git("fetch", "-q", "--refmap=", "origin", "main")  # origin/main is everyone's: leave it
         git("checkout", "-q", "--detach", branch)
         git("rebase", "-q", "FETCH_HEAD")

@@ -134,10 +134,15 @@ def soak(
     trial.write_backlog(gaps(*ids, BYSTANDER))
     env = {**trial.env, "PROJECT_SEED": str(seed), "PROJECT_FAULTS": "0.1"}
     figures, chance, began = Figures(seed), random.Random(seed), time.monotonic()
+    pauses = 0
     due = sorted(chance.sample(range(dispatches // 10, dispatches * 9 // 10), restarts))
     daemon = trial.start("--once", **env)
     while daemon.poll() is None:
         settled = trial.log().count('"dispatch.settled"')
+        if (blown := trial.log().count('"event": "dispatching.paused"')) > pauses:
+            # By a row of failures, of which there are enough here.
+            pauses = blown
+            trial.program("resume")
         if due and settled >= due[0]:
             due.pop(0)
             figures.restarts += 1
