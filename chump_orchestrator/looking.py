@@ -8,6 +8,7 @@ as in a daemon: coroutines that have nothing to wait for here.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from chump_orchestrator.core.ports import Ledger
 
 Result = TypeVar("Result")
+
+INSTALLED = (".dist-info", ".egg-info")
+"""How the folders end in which packages tell what is in them."""
 
 
 def at_once(work: Callable[[], Awaitable[Result]]) -> Result:
@@ -68,9 +72,11 @@ def _may_be_anothers() -> bool:
     """
     found = 0
     for place in sys.path:
-        for told in Path(place or ".").glob("*.*-info/entry_points.txt"):
-            with contextlib.suppress(OSError):
-                found += b"[chump_orchestrator.backlogs]" in told.read_bytes()
+        with contextlib.suppress(OSError), os.scandir(place or ".") as listed:
+            for folder in (one.path for one in listed if one.name.endswith(INSTALLED)):
+                with contextlib.suppress(OSError):
+                    told = Path(folder, "entry_points.txt").read_bytes()
+                    found += b"[chump_orchestrator.backlogs]" in told
     return found > 1
 
 

@@ -68,7 +68,9 @@ def a_closed_file() -> TextIO:
         a_pipe_that_nobody_reads,
         pytest.param(
             a_full_disk,
-            marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it"),
+            marks=pytest.mark.skipif(
+                not Path("/dev/full").exists(), reason="there is no /dev/full"
+            ),
         ),
         a_terminal_that_hung_up,
         a_closed_file,

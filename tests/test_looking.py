@@ -228,3 +228,40 @@ def test_what_work_raises_is_passed_on() -> None:
 
     with pytest.raises(Refused, match="no"):
         looking.at_once(fails)
+
+
+PLUG_IN = """\
+from chump_orchestrator.adapters.backlogs import YamlFile
+
+
+class Theirs(YamlFile):
+    async def load(self):
+        return await YamlFile(path=self._path.with_name("theirs.yaml")).load()
+"""
+
+
+def test_a_backlog_that_a_plug_in_reads_is_what_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the daemon asks it, too."""
+    root, site = tmp_path / "root", tmp_path / "site"
+    for name, text in (
+        ("root/docs/gaps.yaml", BACKLOG),
+        ("root/docs/theirs.yaml", "gaps:\n  - {id: THEIRS-1, status: open}\n"),
+        ("site/their_backlog.py", PLUG_IN),
+        ("site/theirs-1.dist-info/METADATA", "Name: theirs\nVersion: 1\n"),
+        (
+            "site/theirs-1.dist-info/entry_points.txt",
+            "[chump_orchestrator.backlogs]\nyaml-file = their_backlog:Theirs\n",
+        ),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    loaded = config.load(root, environ={}, user_file=tmp_path / "none.toml")
+    before = looking.read_backlog(root, loaded)
+
+    monkeypatch.syspath_prepend(site)
+    found = looking.read_backlog(root, loaded)
+
+    assert [gap.id for gap in before.gaps] == ["DEMO-1", "DEMO-2"]
+    assert [gap.id for gap in found.gaps] == ["THEIRS-1"]

@@ -43,7 +43,7 @@ async def test_agent_and_shim_are_as_nice_as_was_set(bench: Bench, limits: Limit
     assert nice_of(agent.pid) == nice_of(bench.shim_of(dispatch_id)) == limits.nice
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no turns by session here")
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel has no autogroup")
 async def test_so_are_their_sessions(bench: Bench) -> None:
     mine = nice_of_session(os.getpid())
     executor = bench.executor(limits=Limits(nice=7))
@@ -54,7 +54,7 @@ async def test_so_are_their_sessions(bench: Bench) -> None:
     assert nice_of_session(os.getpid()) == mine
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no turns by session here")
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel has no autogroup")
 def test_a_session_that_is_not_its_own_is_left_as_it_is(tmp_path: Path) -> None:
     mine = nice_of_session(os.getpid())
     shim = Shim(tmp_path / "dispatch", f"cog-001-{uuid.uuid4().hex[:12]}")

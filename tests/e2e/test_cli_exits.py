@@ -386,7 +386,7 @@ def test_nobody_listening_to_the_talk_changes_nothing_either(
     assert bool(out) == (code in (0, 3))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("arguments", [("plan",), ("config", "show"), ("--help",), ("status",)])
 def test_output_that_cannot_be_written_is_a_failure_and_no_bug(
     repository: Repository, arguments: tuple[str, ...]

@@ -206,7 +206,7 @@ def test_who_ends_at_once_has_said_all_and_ends_as_ever(
     assert (done.returncode, done.stdout, done.stderr) == (said.code, said.out, said.err)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_what_standard_output_does_not_take_is_told_also_by_who_ends_at_once(
     settled: Repository,
 ) -> None:

@@ -305,7 +305,7 @@ def test_a_unit_of_an_operators_own_has_nothing_to_drift_from(clinic: Clinic) ->
     assert "written by hand" in found.found
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="is systemd's")
+@pytest.mark.skipif(sys.platform == "darwin", reason="what it looks at is systemd's")
 @pytest.mark.parametrize(("answer", "status"), [("yes", "ok"), ("no", "warn")])
 def test_a_users_service_that_ends_with_the_login_is_odd(
     clinic: Clinic, answer: str, status: str

@@ -166,7 +166,7 @@ def marks_a_file(path: Path) -> None:
     try:
         os.setxattr(path / "README", "user.mark", b"mine")
     except (AttributeError, OSError):
-        pytest.skip("this file system has no attributes of users")
+        pytest.skip("this file system takes no extended attributes of users")
 
 
 def touches(path: Path) -> None:
@@ -659,7 +659,7 @@ async def test_a_git_file_that_an_agent_wrote_is_not_handed_on(repository: Repos
     assert "hop" not in Path(again.path, ".git").read_text()
 
 
-@pytest.mark.skipif(not HAS_MARKS, reason="there are no extended attributes")
+@pytest.mark.skipif(not HAS_MARKS, reason="this system has no extended attributes")
 @pytest.mark.parametrize("name", ["", "src", "src/core"])
 async def test_a_folder_with_marks_on_it_is_not_handed_on(
     repository: Repository, name: str
