@@ -32,8 +32,25 @@ def nice_of(pid: int) -> int:
     return os.getpriority(os.PRIO_PROCESS, pid) - os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def nice_of_session(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/autogroup").read_text().rpartition(" ")[2])
+def nice_of_session(pid: int) -> int | None:
+    """None for a session that the kernel does not treat as one, as the one that it began with."""
+    told = Path(f"/proc/{pid}/autogroup").read_text()
+    return int(told.rpartition(" ")[2]) if told else None
+
+
+def is_a_new_session_one() -> bool:
+    """Whether the kernel divides the processors among the sessions that are begun now."""
+    if not Path("/proc/self/autogroup").exists():
+        return False
+    told = subprocess.run(
+        ["cat", "/proc/self/autogroup"], start_new_session=True, capture_output=True, check=True
+    )
+    return bool(told.stdout)
+
+
+of_sessions = pytest.mark.skipif(
+    not is_a_new_session_one(), reason="the kernel does not divide processors among sessions here"
+)
 
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(nice=0), Limits(nice=7)])
@@ -43,7 +60,7 @@ async def test_agent_and_shim_are_as_nice_as_was_set(bench: Bench, limits: Limit
     assert nice_of(agent.pid) == nice_of(bench.shim_of(dispatch_id)) == limits.nice
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel has no autogroup")
+@of_sessions
 async def test_so_are_their_sessions(bench: Bench) -> None:
     mine = nice_of_session(os.getpid())
     executor = bench.executor(limits=Limits(nice=7))
@@ -54,7 +71,7 @@ async def test_so_are_their_sessions(bench: Bench) -> None:
     assert nice_of_session(os.getpid()) == mine
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="the kernel has no autogroup")
+@of_sessions
 def test_a_session_that_is_not_its_own_is_left_as_it_is(tmp_path: Path) -> None:
     mine = nice_of_session(os.getpid())
     shim = Shim(tmp_path / "dispatch", f"cog-001-{uuid.uuid4().hex[:12]}")
