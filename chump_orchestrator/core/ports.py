@@ -5,17 +5,19 @@ Adapters raise `Unavailable` for no answer, `Refused` for a no, `ConfigError` fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Protocol
 
+from chump_orchestrator.core.agent import Agent
 from chump_orchestrator.core.attempts import Chronicle
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.corrections import CorrectedJournal, CorrectedLedger
 from chump_orchestrator.core.dispatch import Command, Dispatch, Names, Workspace
 from chump_orchestrator.core.gap import Gap
-from chump_orchestrator.core.outcome import Exit, PullRequest, StopReason
+from chump_orchestrator.core.outcome import PullRequest
 from chump_orchestrator.core.records import (
     Denied,
     Lease,
@@ -31,7 +33,6 @@ from chump_orchestrator.core.records import (
 from chump_orchestrator.core.reflection import Reflection
 from chump_orchestrator.core.resuming import KeptWorktrees, Wishes
 from chump_orchestrator.core.routing import Route
-from chump_orchestrator.core.tail import LINE_BYTES
 from chump_orchestrator.core.testimony import Progress, Usage
 
 if TYPE_CHECKING:
@@ -91,74 +92,16 @@ class Prompts(Protocol):
         ...
 
 
-class Agent(Protocol):
-    """One agent, running or ended, as its shim tells of it."""
-
-    @property
-    def pid(self) -> int:
-        """Process id of the agent itself."""
-        ...
-
-    @property
-    def exit(self) -> Exit | None:
-        """How it ended, once that is durable and nothing of it lives; `None` before."""
-        ...
-
-    @property
-    def ended_at(self) -> datetime | None:
-        """When it ended, in UTC."""
-        ...
-
-    def active(self) -> timedelta:
-        """Active time so far, or in all once it has ended."""
-        ...
-
-    def silent(self) -> timedelta:
-        """Time since it last wrote anything."""
-        ...
-
-    def tail(self) -> tuple[str, ...]:
-        """The telling lines of its standard error, oldest first (behaviour T1)."""
-        ...
-
-    def last_words(self, *, errors_only: bool = False) -> str:
-        """The ends of both its streams, or of standard error alone, for finding causes."""
-        ...
-
-    async def follow(
-        self, on_line: Callable[[str], None], *, longest_line: int = LINE_BYTES
-    ) -> Exit:
-        """Follow its streams until it has ended; return how.
-
-        `on_line` gets each line of standard output, cut at `longest_line` bytes, those that are
-        not UTF-8 replaced. Returns when the exit is durable, the sweep is over and the shim is
-        gone. Cancelling lets go of the agent, which lives on.
-        """
-        ...
-
-    async def stop(self, reason: StopReason, *, now: bool = False) -> None:
-        """Ask its shim to stop it, by the ladder or, with `now`, by KILL; returns at once.
-
-        A shim that does not answer is woken, then signalled, and with `now` killed in the end,
-        which takes up to some 20 s. Safe to call more than once, and after the end. `Unavailable`
-        when there is no shim to be found and something holds its lock all the same.
-        """
-        ...
-
-    async def extend(self, hard: timedelta) -> None:
-        """Tell its shim the active time at which to stop it by itself."""
-        ...
-
-    async def recount(self) -> None:
-        """Take over its shim's count of active time, which leaves out when all stood still.
-
-        Nothing changes when the shim does not answer. Takes some seconds at most.
-        """
-        ...
-
-
 class Executor(Protocol):
     """Where agents run."""
+
+    def expecting(self, dispatch_id: str) -> AbstractAsyncContextManager[None]:
+        """Get ready for a dispatch that may be launched within the block, while it is prepared.
+
+        Nothing is begun for it, and nothing is left when it was not launched. Fails for nothing
+        that a launch would not tell of. Cancelled, it takes a few seconds at most.
+        """
+        ...
 
     async def launch(
         self, dispatch: Dispatch, workspace: Workspace, command: Command, prompt: str

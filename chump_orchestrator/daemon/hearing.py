@@ -16,8 +16,8 @@ from chump_orchestrator.core.tail import LINE_BYTES
 from chump_orchestrator.core.testimony import MakesReaders, Report, Said
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.agent import Agent
     from chump_orchestrator.core.outcome import Exit
-    from chump_orchestrator.core.ports import Agent
     from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()

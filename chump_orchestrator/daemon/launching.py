@@ -20,8 +20,8 @@ from chump_orchestrator.core.shipping import Shipment
 from chump_orchestrator.core.testimony import Report
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.agent import Agent
     from chump_orchestrator.core.gap import Gap
-    from chump_orchestrator.core.ports import Agent
     from chump_orchestrator.core.routing import Route
     from chump_orchestrator.daemon.reopening import Reopening
     from chump_orchestrator.daemon.world import World
@@ -30,6 +30,14 @@ log = structlog.get_logger()
 
 SUFFIX = "abcdefghijklmnopqrstuvwxyz234567"
 """Letters of the random end of a dispatch id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What is known of a dispatch from its first moment: its id, and when that was."""
+
+    id: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +98,32 @@ async def launch(
     hang in, all up to the worktree. Cancelled otherwise, it leaves a record from which recovery
     knows what to undo.
     """
+    now = world.clock.now()
+    begun = Begun(dispatch_id(gap, now, "".join(world.chance.choices(SUFFIX, k=6))), now)
+    # Its shim starts while git makes the worktree; there is nothing for it to do before.
+    async with world.executor.expecting(begun.id):
+        return await _launch(
+            world, gap, route, begun, fresh_base, on_id, is_wanted, making, reopening
+        )
+
+
+async def _launch(
+    world: World,
+    gap: Gap,
+    route: Route,
+    begun: Begun,
+    fresh_base: datetime | None,
+    on_id: Callable[[str], None],
+    is_wanted: Callable[[], bool],
+    making: anyio.CancelScope,
+    reopening: Reopening | None,
+) -> Launched | Failed | Postponed | Unwanted:
     made: Record | Failed | Postponed | Unwanted = Unwanted()
     with making:
         if reopening is None:
-            made = await _make(world, gap, route, fresh_base, on_id, is_wanted, making)
+            made = await _make(world, gap, route, begun, fresh_base, on_id, is_wanted, making)
         else:
-            made = await reopening.make(world, gap, route, on_id, is_wanted, making)
+            made = await reopening.make(world, gap, route, begun, on_id, is_wanted, making)
     if not isinstance(made, Record) or made.workspace is None:
         return Unwanted() if isinstance(made, Record) else made
     dispatch, workspace = made.dispatch, made.workspace
@@ -116,6 +144,7 @@ async def _make(
     world: World,
     gap: Gap,
     route: Route,
+    begun: Begun,
     fresh_base: datetime | None,
     on_id: Callable[[str], None],
     is_wanted: Callable[[], bool],
@@ -132,7 +161,7 @@ async def _make(
         return Postponed(str(error), is_lasting=True)
     if not is_wanted():
         return Unwanted()
-    dispatch = planned(world, gap, route, attempt, names)
+    dispatch = planned(world, gap, route, begun, attempt, names)
     on_id(dispatch.id)
     record = Record(dispatch, DispatchState.PLANNED)
     try:
@@ -153,19 +182,23 @@ async def _make(
 
 
 def planned(
-    world: World, gap: Gap, route: Route, attempt: int, names: Names, resumed: Resumed | None = None
+    world: World,
+    gap: Gap,
+    route: Route,
+    begun: Begun,
+    attempt: int,
+    names: Names,
+    resumed: Resumed | None = None,
 ) -> Dispatch:
     """Return a new dispatch, nothing of it done yet; what is logged from now on is about it."""
-    now = world.clock.now()
-    suffix = "".join(world.chance.choices(SUFFIX, k=6))
     dispatch = Dispatch(
-        id=dispatch_id(gap, now, suffix),
+        id=begun.id,
         gap=gap,
         attempt=attempt,
         route=route,
         deadlines=world.policies.deadlines.of(gap),
         names=names,
-        created_at=now,
+        created_at=begun.at,
         resumed=resumed,
     )
     structlog.contextvars.bind_contextvars(

@@ -31,7 +31,7 @@ from chump_orchestrator.daemon.launching import undo
 from chump_orchestrator.daemon.settling import settle
 
 if TYPE_CHECKING:
-    from chump_orchestrator.core.ports import Agent
+    from chump_orchestrator.core.agent import Agent
     from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()

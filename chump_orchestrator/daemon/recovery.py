@@ -18,7 +18,7 @@ from chump_orchestrator.daemon.rebuilding import rebuild
 from chump_orchestrator.daemon.settling import tidy
 
 if TYPE_CHECKING:
-    from chump_orchestrator.core.ports import Agent
+    from chump_orchestrator.core.agent import Agent
     from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from chump_orchestrator.core.outcome import PullRequest
     from chump_orchestrator.core.ports import Backend, Ledger
     from chump_orchestrator.core.routing import Route
+    from chump_orchestrator.daemon.launching import Begun
     from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()
@@ -65,6 +66,7 @@ class Reopening:
         world: World,
         gap: Gap,
         route: Route,
+        begun: Begun,
         on_id: Callable[[str], None],
         is_wanted: Callable[[], bool],
         making: anyio.CancelScope,
@@ -81,7 +83,7 @@ class Reopening:
         if not is_wanted() or workspace is None:
             return Unwanted()
         resumed = taking_over(former, times=self.times)
-        dispatch = planned(world, gap, route, attempt, former.dispatch.names, resumed)
+        dispatch = planned(world, gap, route, begun, attempt, former.dispatch.names, resumed)
         on_id(dispatch.id)
         record = Record(dispatch, DispatchState.PLANNED)
         if resumed.number is not None and self.times:

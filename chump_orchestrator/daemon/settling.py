@@ -34,8 +34,8 @@ from chump_orchestrator.daemon.launching import give_back
 from chump_orchestrator.daemon.reopening import leaves_session
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.agent import Agent
     from chump_orchestrator.core.dispatch import Workspace
-    from chump_orchestrator.core.ports import Agent
     from chump_orchestrator.daemon.supervisor import Supervisor
     from chump_orchestrator.daemon.world import World
 

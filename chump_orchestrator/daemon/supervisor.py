@@ -36,7 +36,7 @@ from chump_orchestrator.daemon.lookout import Lookout, Sighting
 from chump_orchestrator.daemon.shipping import is_due, ship
 
 if TYPE_CHECKING:
-    from chump_orchestrator.core.ports import Agent
+    from chump_orchestrator.core.agent import Agent
     from chump_orchestrator.daemon.world import World
 
 log = structlog.get_logger()

@@ -17,6 +17,7 @@ PROTOCOL = 1
 
 SPEC, RUNNING, EXIT = "spec.json", "running.json", "exit.json"
 LOCK, TOMBSTONE, SOCKET = "lock", "tombstone", "ctl.sock"
+LOG = "shim.log"
 
 
 PASSING = frozenset(
@@ -30,11 +31,14 @@ class Leave(Exception):
     """Nothing is to be started: another has this dispatch, or nobody may. The text says why."""
 
 
-def take_lock() -> int:
-    """Lock this dispatch for the life of the process; the descriptor, which must stay open.
+def take_over(directory: str) -> int:
+    """Go to the folder of a dispatch and lock it for the life of the process.
 
-    Raises `Leave` when another process has it, or when the dispatch is over or was given up.
+    Returns the descriptor, which must stay open. What there is to complain about is kept in the
+    folder from now on. Raises `Leave` when another process has the lock, or when the dispatch is
+    over or was given up, and `OSError` when there is no such folder.
     """
+    os.chdir(directory)
     lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,6 +47,9 @@ def take_lock() -> int:
     for name in (TOMBSTONE, RUNNING, EXIT):
         if os.path.lexists(name):
             raise Leave(f"{name} exists")
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(log, 2)
+    os.close(log)
     return lock
 
 

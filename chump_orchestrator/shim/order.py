@@ -87,8 +87,14 @@ def read_order() -> Order:
 
 
 def read_secrets() -> Secrets:
-    """Read standard input to its end; `Leave` unless one whole JSON object comes in time."""
-    data = bytearray()
+    """Read standard input to its end; `Leave` unless one whole JSON object comes.
+
+    It may begin whenever it likes: whoever launches shims starts them early, and lets go of the
+    pipe of one that is not needed. What has begun must come in time.
+    """
+    data = bytearray(os.read(_SECRETS_FD, 65536))
+    if not data:
+        raise Leave("nobody gave it anything to do")
     until = time.monotonic() + _SECRETS_WAIT_S
     poll = select.poll()
     poll.register(_SECRETS_FD, select.POLLIN)

@@ -20,7 +20,7 @@ from chump_orchestrator.shim.files import (
     Leave,
     make_way,
     stamp,
-    take_lock,
+    take_over,
     write_durably,
 )
 from chump_orchestrator.shim.first_word import tell
@@ -63,10 +63,10 @@ def main(argv: list[str]) -> int:
     os.closerange(3, _MAX_INHERITED)
     try:
         detach()
-        os.chdir(argv[1])
-        _lock = take_lock()  # s1, s2; held, as long as the descriptor is open, until the end
+        secrets = read_secrets()  # started before there was an order, perhaps: nothing until then
+        _lock = take_over(argv[1])  # s1, s2; held, as long as the descriptor is open, to the end
         owner = Owner(read_order())
-        owner.launch(read_secrets(), umask)
+        owner.launch(secrets, umask)
     except Unlimited as why:
         tell({"state": "left", "why": str(why), "is_final": True})
         return _LEFT

@@ -14,10 +14,11 @@ import anyio
 import pytest
 
 from chump_orchestrator.adapters.local import LocalExecutor
+from chump_orchestrator.core.agent import Agent
 from chump_orchestrator.core.dispatch import Command, Deadlines, Workspace
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.outcome import StopReason
-from chump_orchestrator.core.ports import Agent, Executor
+from chump_orchestrator.core.ports import Executor
 from tests.builders import a_dispatch
 
 QUICK = Command(("sh",), ("-c", "cat; echo; echo said; echo ERROR no >&2; exit 7"))
@@ -77,6 +78,21 @@ async def test_an_agent_works_in_its_worktree_on_its_brief(place: Place) -> None
 
     assert ended.code == 0
     assert lines == ["do it", place.workspace.path]
+
+
+async def test_a_dispatch_that_was_expected_is_launched_like_any_other(place: Place) -> None:
+    async with place.executor.expecting("one"):
+        agent = await place.launch(QUICK)
+
+    assert (await agent.follow(lambda _line: None)).code == 7
+
+
+async def test_of_one_that_was_expected_and_not_launched_nothing_is_known(place: Place) -> None:
+    async with place.executor.expecting("one"):
+        pass
+
+    assert await place.executor.known() == ()
+    assert await place.executor.attach("one") is None
 
 
 async def test_an_end_is_told_whole(place: Place) -> None:

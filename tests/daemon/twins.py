@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -125,10 +126,16 @@ class ScriptedExecutor:
         self.clock = clock
         self.agents: dict[str, ScriptedAgent] = {}
         self.launched: list[str] = []
+        self.expected: list[str] = []
         self.discarded: list[str] = []
         self.orders: dict[str, Recalled] = {}
         self.unreachable = ""
         self.on_launch: Callable[[Dispatch, ScriptedAgent], None] = lambda _d, _a: None
+
+    @contextlib.asynccontextmanager
+    async def expecting(self, dispatch_id: str) -> AsyncIterator[None]:
+        self.expected.append(dispatch_id)
+        yield
 
     async def launch(
         self, dispatch: Dispatch, workspace: Workspace, command: Command, prompt: str

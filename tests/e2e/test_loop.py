@@ -15,7 +15,7 @@ MOMENTS = {
     "shim/cgroup.py _seen": "a path is made absolute, without looking at it",
     "adapters/local/cgroups.py _lingers": "whether systemd keeps the user's manager, in /var/lib",
     "adapters/local/cgroups.py <genexpr>": "whether a control group may be written, in /sys",
-    "adapters/local/launching.py _start": "asyncio reads whether the shim could be executed",
+    "adapters/local/standby.py start": "asyncio reads whether the shim could be executed",
     "daemon/control.py _identity": "whose socket this is, at the end",
     "daemon/control.py serve": "the socket goes, at the end",
 }

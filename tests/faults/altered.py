@@ -18,9 +18,9 @@ from chump_orchestrator.adapters.local import (
     LocalExecutor,
     ShimAgent,
     agent,
-    launching,
     output,
     remains,
+    standby,
     wire,
 )
 from chump_orchestrator.core import tail
@@ -77,14 +77,14 @@ def shims(change: str, folder: Path) -> str:
     """Return the call that has all agents run under an altered shim, which is put into `folder`."""
     package = folder / "altered" / "shim"
     package.mkdir(parents=True)
-    root = str(Path(launching._SHIM).parents[2])
+    root = str(Path(standby._SHIM).parents[2])
     (package / "__main__.py").write_text(SHIM.format(root=root, change=change))
     return f"use_shim({json.dumps(str(package))})"
 
 
 def use_shim(package: str) -> None:
     """Launch this shim."""
-    launching._SHIM = package
+    standby._SHIM = package
 
 
 def one_by_one() -> None:

@@ -28,7 +28,7 @@ from chump_orchestrator.adapters import journal, ledger, ledger_schema
 from chump_orchestrator.adapters.journal import SqliteJournal
 from chump_orchestrator.adapters.leases import FileLeases
 from chump_orchestrator.adapters.ledger import SqliteLedger
-from chump_orchestrator.adapters.local import LocalExecutor, launching, remains
+from chump_orchestrator.adapters.local import LocalExecutor, executor, launching, remains, standby
 from chump_orchestrator.adapters.local.files import read_object
 from chump_orchestrator.adapters.shipping import GhShipper, GitShipper
 from chump_orchestrator.adapters.worktrees import rooms
@@ -71,13 +71,14 @@ def _reaches(stage: Stage) -> Callable[..., bool]:
 
 
 STEPS = {
+    "d1-expected": Step(executor, "start"),
     "d1": Step(SqliteLedger, "add"),
     "d2": Step(GitWorktrees, "add"),
     "d2-taken": Step(KeptWorktrees, "hand_over"),
     "d2-lease": Step(FileLeases, "claim"),
     "d3": Step(launching, "_write_order"),
     "d4": Step(SqliteLedger, "update", _becomes(DispatchState.LAUNCHING)),
-    "d5": Step(launching, "_start"),
+    "d5": Step(launching, "_hand_over"),
     "d5-told": Step(launching, "_say"),
     "d5-heard": Step(launching, "_hear"),
     "d6": Step(SqliteLedger, "update", _becomes(DispatchState.RUNNING)),
@@ -308,7 +309,7 @@ def rig() -> None:
     if told["SHIM"]:
         _shims_by(told["SHIM"])
     if told["SHIM_FOLDER"]:
-        launching._SHIM = told["SHIM_FOLDER"]
+        standby._SHIM = told["SHIM_FOLDER"]
 
 
 if __name__ == "__main__":

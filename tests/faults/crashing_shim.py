@@ -102,7 +102,7 @@ def _put(where: object, name: str, new: object) -> None:
 
 STEPS = {
     "s1": (fcntl, "flock"),
-    "s2": (owner, "take_lock"),
+    "s2": (owner, "take_over"),
     "s3": (owner, "fork"),
     "s4": (owner, "write_durably"),
     "s5": (child.Child, "release"),

@@ -15,11 +15,12 @@ from typing import Any
 
 from chump_orchestrator.adapters.leases import FileLeases
 from chump_orchestrator.adapters.ledger import SqliteLedger
-from chump_orchestrator.adapters.local import LocalExecutor, launching
+from chump_orchestrator.adapters.local import LocalExecutor, launching, standby
 from chump_orchestrator.adapters.prompts import RepositoryPrompts
 from chump_orchestrator.adapters.worktrees.dispatches import GitWorktrees
 
 STEPS: dict[str, tuple[Any, str]] = {
+    "spawn": (asyncio, "create_subprocess_exec"),
     "refresh": (GitWorktrees, "refresh"),
     "propose": (GitWorktrees, "propose"),
     "plan": (SqliteLedger, "add"),
@@ -29,15 +30,14 @@ STEPS: dict[str, tuple[Any, str]] = {
     "brief": (RepositoryPrompts, "prompt"),
     "launch": (LocalExecutor, "launch"),
     "prepare": (launching, "_prepare"),
-    "spawn": (asyncio, "create_subprocess_exec"),
     "hand-over": (launching, "_hand_over"),
-    "see-off": (launching, "_see_off"),
+    "see-off": (launching, "see_off"),
 }
 """In their order: where each step's function lies, and what it is called there."""
 
 ALL = (
-    *("refresh", "propose", "plan", "worktree", "record", "claim", "brief", "record:2"),
-    *("launch", "prepare", "spawn", "hand-over", "see-off", "record:3"),
+    *("spawn", "refresh", "propose", "plan", "worktree", "record", "claim", "brief", "record:2"),
+    *("launch", "prepare", "hand-over", "see-off", "record:3"),
 )
 """Every step of one launch, in its order."""
 
@@ -49,7 +49,7 @@ def signalling(step: Callable[..., Any], number: int, at: int) -> Callable[..., 
     def taking(*args: Any, **options: Any) -> Any:
         nonlocal taken
         # git is started by the same function as the shim.
-        if step.__name__ != "create_subprocess_exec" or launching._SHIM in args:
+        if step.__name__ != "create_subprocess_exec" or standby._SHIM in args:
             taken += 1
             if taken == at:
                 print("about to send", signal.Signals(number).name, file=sys.stderr, flush=True)

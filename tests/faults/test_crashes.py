@@ -41,7 +41,7 @@ def around(*steps: str) -> tuple[str, ...]:
 
 CHAINS = {
     # The row says LAUNCHING (d4) before the order is written (d3).
-    "d1 to d2": around("d1", "d2", "d2-lease"),
+    "d1 to d2": around("d1-expected", "d1", "d2", "d2-lease"),
     "d3 to d5": around("d4", "d3", "d5", "d5-told"),
     "d6 to d7": around("d6", "d7", "d7-outcome"),
     "d8 to d9": around("d8", "d8-half", "d9"),

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -27,6 +27,7 @@ from chump_orchestrator.adapters.local.numbers import LARGEST_PID, seconds, whol
 from chump_orchestrator.adapters.local.recalling import recall
 from chump_orchestrator.adapters.local.remains import MARKER, Found, Stage, is_alive, look
 from chump_orchestrator.adapters.local.shims import kill_shim
+from chump_orchestrator.adapters.local.standby import Standby, start
 from chump_orchestrator.adapters.local.wire import ask
 from chump_orchestrator.core.dispatch import (
     DISPATCH_ID_PATTERN,
@@ -49,6 +50,9 @@ STARTING_S = 10.0
 _LAUNCHES = 8
 """Agents started at once; each of them costs an interpreter's start."""
 
+_STANDBYS = 8
+"""Shims that wait for their word at once; a launch beyond that starts its own."""
+
 _TRASH = ".trash-"
 _PATIENCE_S = 1.0
 """How long somebody who only looks at a dispatch is waited for, who has its lock meanwhile."""
@@ -56,6 +60,8 @@ _PATIENCE_S = 1.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.005, 0.25
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 Environment = Callable[[tuple[str, ...]], Mapping[str, str]]
 """Gives what an agent may see of the daemon's environment; the patterns name what else it may."""
@@ -96,6 +102,7 @@ class LocalExecutor:
         self._limits = limits
         self._told: set[tuple[str, ...]] = set()
         self._launches = anyio.CapacityLimiter(_LAUNCHES)
+        self._standbys: dict[str, Standby] = {}
         self._has_emptied = False
 
     async def launch(
@@ -116,9 +123,20 @@ class LocalExecutor:
             managers=self._managers(),
             limits=self._limits(),
         )
-        pid = await _to_its_end(self._launch(order))
+        pid = await _to_its_end(self._launch(order, self._standbys.get(dispatch.id)))
         await anyio.to_thread.run_sync(self._tell_of_containment, directory)
         return ShimAgent(directory, self._clock, pid=pid)
+
+    @contextlib.asynccontextmanager
+    async def expecting(self, dispatch_id: str) -> AsyncIterator[None]:
+        try:
+            if len(self._standbys) < _STANDBYS:
+                await _to_its_end(self._stand_by(dispatch_id))
+            yield
+        finally:
+            standby = self._standbys.pop(dispatch_id, None)
+            if standby is not None and not standby.is_told:
+                await _to_its_end(standby.dismiss())
 
     async def attach(self, dispatch_id: str) -> ShimAgent | None:
         directory = self._directory(dispatch_id)
@@ -221,9 +239,15 @@ class LocalExecutor:
             old=_offsets(told.get("bytes")),
         )
 
-    async def _launch(self, order: Launch) -> int:
+    async def _launch(self, order: Launch, standby: Standby | None) -> int:
         async with self._launches:
-            return await launch(order)
+            return await launch(order, standby)
+
+    async def _stand_by(self, dispatch_id: str) -> None:
+        """Start a shim; without one that has been, a launch starts it, or says why it cannot."""
+        with contextlib.suppress(OSError, RuntimeError):
+            directory = self._directory(dispatch_id)
+            self._standbys[dispatch_id] = await start(self._python, directory)
 
 
 def _offsets(told: object) -> dict[str, int]:
@@ -231,7 +255,7 @@ def _offsets(told: object) -> dict[str, int]:
     return {name: whole(offset) or 0 for name, offset in found.items()}
 
 
-async def _to_its_end(launching: Coroutine[Any, Any, int]) -> int:
+async def _to_its_end(launching: Coroutine[Any, Any, T]) -> T:
     """Wait for a launch whatever happens: cancelled in the middle, its shim would be lost."""
     starting = asyncio.ensure_future(launching)  # noqa: TID251 - awaited below, come what may
     cancelled: asyncio.CancelledError | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chump_orchestrator.shim.files import LOCK, PASSING, PROTOCOL, make_way
 
-PROMPT, TEMPORARY, SHIM_LOG = "prompt.txt", "tmp", "shim.log"
+PROMPT, TEMPORARY = "prompt.txt", "tmp"
 
 _PIECE = 256 * 1024
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -20,11 +19,9 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from chump_orchestrator import shim
 from chump_orchestrator.adapters.local import cgroups
 from chump_orchestrator.adapters.local.files import (
     PROMPT,
-    SHIM_LOG,
     TEMPORARY,
     delete,
     sync_folder,
@@ -33,7 +30,8 @@ from chump_orchestrator.adapters.local.files import (
 )
 from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S
 from chump_orchestrator.adapters.local.remains import give_up, is_held
-from chump_orchestrator.adapters.local.shims import PROGRAM, kill_shim
+from chump_orchestrator.adapters.local.shims import kill_shim
+from chump_orchestrator.adapters.local.standby import Standby, see_off, start
 from chump_orchestrator.adapters.starting import SHORTAGES
 from chump_orchestrator.core.dispatch import (
     SESSION,
@@ -44,7 +42,7 @@ from chump_orchestrator.core.dispatch import (
     Workspace,
 )
 from chump_orchestrator.core.errors import Refused, Unavailable
-from chump_orchestrator.shim.files import SPEC
+from chump_orchestrator.shim.files import LOG, SPEC
 
 HEAD_BYTES = 262_144
 RING_BYTES = 8_388_608
@@ -54,8 +52,6 @@ ANSWER_S = 15.0
 _LAST_RESORT = timedelta(minutes=5)
 """How long after its shim should have ended it an agent is ended by the service manager."""
 
-_SHIM = str(Path(shim.__file__).with_name(PROGRAM))
-_SHIM_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
 _REAP_S = 5.0
 _LOOK_AGAIN_S = 0.005
 _LINE_LIMIT = 64 * 1024
@@ -83,32 +79,27 @@ class Launch:
     limits: Limits = field(default_factory=Limits)
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """Our ends of a shim's standard input and output, and what goes into the one."""
-
-    told: bytes
-    ask: FileIO
-    answer: FileIO
-
-
-async def launch(order: Launch) -> int:
-    """Start an agent under a shim and return the agent's process id.
+async def launch(order: Launch, standby: Standby | None = None) -> int:
+    """Start an agent under a shim, `standby` if it still waits; return the agent's process id.
 
     Raises `Refused` when the agent cannot be executed, or not with limits that are required,
     `Unavailable` when it cannot be started now; after either, nothing of it is left running.
     Takes up to half a minute when a shim hangs. On cancellation a shim that was not told its
     environment yet starts nothing.
     """
-    with contextlib.ExitStack() as ours:
-        process, line = await _start(order, ours)
-        answer = await _hand_over(line)
+    told = await anyio.to_thread.run_sync(_prepare, order)
+    waits = standby is not None and standby.waits()
+    found = standby if standby is not None and waits else await _start(order)
+    with found.pipes:
+        answer = await _hand_over(found, told)
+        complaint = found.complaint()
+    process = found.process
     match answer:
         case {"state": "running", "pid": int() as pid} if 1 < pid <= LARGEST_PID:
-            await _see_off(process)
+            await see_off(process)
             return pid
         case {"state": "spawn_failed", "error": str() as why, "errno": int() as number}:
-            await _see_off(process)
+            await see_off(process)
             await anyio.to_thread.run_sync(_await_end, order.directory)
             # Without its worktree no program could have been started: that is not its fault.
             has_place = await anyio.to_thread.run_sync(Path(order.workspace.path).is_dir)
@@ -116,11 +107,12 @@ async def launch(order: Launch) -> int:
                 raise Unavailable(f"the agent could not be started now: {why}")
             raise Refused(f"the agent could not be started: {why}")
         case _:
-            because = answer.get("why") or f"its shim died; see {order.directory / SHIM_LOG}"
+            died = f"its shim died; see {order.directory / LOG}"
+            because = answer.get("why") or (f"its shim died: {complaint}" if complaint else died)
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
-            await _see_off(process)
+            await see_off(process)
             await anyio.to_thread.run_sync(_clear_away, order, answer)
             if answer.get("is_final") is True:
                 raise Refused(f"limits.required keeps the agent from starting: {because}")
@@ -216,42 +208,17 @@ def _plain(value: object) -> object:
             return str(value)
 
 
-async def _start(
-    order: Launch, ours: contextlib.ExitStack
-) -> tuple[asyncio.subprocess.Process, _Line]:
-    """Start the process that is to fork the shim; our ends of the shim's pipes go to `ours`.
-
-    Agents outlive the daemon, but asyncio kills a child that still runs when the loop has gone.
-    So its child forks the shim at once and ends; see docs/decisions/0003.
-    """
-    with contextlib.ExitStack() as theirs:
-        line, their_in, their_out, log = await anyio.to_thread.run_sync(
-            _prepare, order, ours, theirs
-        )
-        try:
-            process = await asyncio.create_subprocess_exec(  # noqa: TID251 - the shim's launch
-                order.python,
-                "-I",
-                "-S",
-                _SHIM,
-                str(order.directory),
-                stdin=their_in,
-                stdout=their_out,
-                stderr=log,
-                cwd="/",
-                env=_SHIM_ENVIRONMENT,
-                start_new_session=True,
-            )
-        except (OSError, RuntimeError) as error:  # the latter for want of a thread to reap it in
-            await anyio.to_thread.run_sync(_take_back, order)
-            raise _unprepared(order, error) from error
-    return process, line
+async def _start(order: Launch) -> Standby:
+    """Start a shim now."""
+    try:
+        return await start(order.python, order.directory)
+    except (OSError, RuntimeError) as error:  # the latter for want of a thread to reap it in
+        await anyio.to_thread.run_sync(_take_back, order)
+        raise _unprepared(order, error) from error
 
 
-def _prepare(
-    order: Launch, ours: contextlib.ExitStack, theirs: contextlib.ExitStack
-) -> tuple[_Line, FileIO, FileIO, FileIO]:
-    """Write the order and open what the shim starts with: its input, its output, its log."""
+def _prepare(order: Launch) -> bytes:
+    """Write the order; return what the shim is told."""
     program = find_program(order.command.programs, order.workspace.path, order.environment)
     try:
         order.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -266,30 +233,12 @@ def _prepare(
         ) from error
     except OSError as error:
         raise _unprepared(order, error) from error
-    told = json.dumps({"env": dict(order.environment), "redact": list(order.secrets)})
     try:
         _write_order(order, program)
-        their_in, ask = _pipe(theirs, ours)
-        answer, their_out = _pipe(ours, theirs)
-        for end in (ask, answer):
-            os.set_blocking(end.fileno(), False)
-        log = theirs.enter_context(FileIO(order.directory / SHIM_LOG, "ab", opener=_for_us_alone))
     except OSError as error:
         _take_back(order)
         raise _unprepared(order, error) from error
-    return _Line(told.encode(), ask, answer), their_in, their_out, log
-
-
-def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
-    reader, writer = os.pipe()
-    return (
-        readers.enter_context(FileIO(reader, "rb")),
-        writers.enter_context(FileIO(writer, "wb")),
-    )
-
-
-def _for_us_alone(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    return json.dumps({"env": dict(order.environment), "redact": list(order.secrets)}).encode()
 
 
 def _take_back(order: Launch) -> None:
@@ -297,13 +246,14 @@ def _take_back(order: Launch) -> None:
         delete(order.directory)
 
 
-async def _hand_over(line: _Line) -> dict[str, object]:
+async def _hand_over(standby: Standby, told: bytes) -> dict[str, object]:
     """Tell the shim the environment and return what it says; empty when it died without a word."""
+    standby.is_told = True
     try:
         with anyio.fail_after(ANSWER_S):
-            with line.ask, contextlib.suppress(BrokenPipeError):  # it will say why it has left
-                await _say(line.ask, line.told)
-            return await _hear(line.answer)
+            with standby.ask, contextlib.suppress(BrokenPipeError):  # it will say why it has left
+                await _say(standby.ask, told)
+            return await _hear(standby.answer)
     except TimeoutError:
         return {"why": f"its shim did not answer within {ANSWER_S:g} s"}
     except OSError as error:
@@ -335,18 +285,6 @@ async def _hear(answer: FileIO) -> dict[str, object]:
         if isinstance(said, dict):
             return said
     return {}
-
-
-async def _see_off(process: asyncio.subprocess.Process) -> None:
-    """Have asyncio reap its child, which ends as soon as it has forked the shim."""
-    with anyio.move_on_after(_REAP_S):
-        await process.wait()
-    if process.returncode is None:
-        # Alone, for its group is the shim's. Not process.kill(), which races the exit for its code.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-        with anyio.move_on_after(_REAP_S):
-            await process.wait()
 
 
 def _await_end(directory: Path) -> None:
