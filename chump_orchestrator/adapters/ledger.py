@@ -6,16 +6,16 @@ operator's pause and requests, the fuse.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from chump_orchestrator.adapters.ledger_chronicle import CHRONICLE, attempt_of
 from chump_orchestrator.adapters.ledger_corrections import LateRows
+from chump_orchestrator.adapters.ledger_marks import MarkedGaps
 from chump_orchestrator.adapters.ledger_rows import (
     FUSE,
     PAUSE,
@@ -42,7 +42,7 @@ from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Refused
 from chump_orchestrator.core.outcome import OutcomeKind
 from chump_orchestrator.core.ports import Clock
-from chump_orchestrator.core.records import DispatchState, Parked, Pause, Record, Settlement
+from chump_orchestrator.core.records import DispatchState, Pause, Record, Settlement
 from chump_orchestrator.core.reflection import Reflection
 
 _RECORDS = {
@@ -69,7 +69,7 @@ WHERE gap = ?
 """
 
 
-class SqliteLedger(LateRows):
+class SqliteLedger(MarkedGaps, LateRows):
     """Keeps the promises of `core.ports.Ledger` in one file, with one writer and one reader.
 
     Made by `open`; an async context manager that closes itself. Writes are not interrupted by
@@ -131,22 +131,33 @@ class SqliteLedger(LateRows):
     ) -> None:
         await self.close()
 
-    async def _write(self, work: Work[Result]) -> Result:
+    @property
+    def _is_writer(self) -> bool:
+        return self._writer is not None
+
+    async def _write(self, work: Work[Result], *, changes_marks: bool = True) -> Result:
         if self._writer is None:
             msg = f"{self._path} is open for reading only"
             raise Refused(msg)
-        return await self._writer.run(work, shield=True)
+        try:
+            return await self._writer.run(work, shield=True)
+        finally:
+            if changes_marks:
+                self._forget_marks()
 
     async def _run(self, statement: str, *values: str | int | None) -> None:
-        """Carry out one writing statement."""
+        """Carry out one writing statement, none that is about parked, shipped or wanted gaps."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(statement, values)
 
-        await self._write(work)
+        await self._write(work, changes_marks=False)
+
+    async def _look(self, work: Work[Result]) -> Result:
+        return await self._reader.run(work)
 
     async def _rows(self, query: str, *values: str | int | None) -> list[sqlite3.Row]:
-        return await self._reader.run(lambda reader: reader.execute(query, values).fetchall())
+        return await self._look(lambda reader: reader.execute(query, values).fetchall())
 
     async def add(self, dispatch: Dispatch) -> None:
         record = Record(dispatch, DispatchState.PLANNED)
@@ -169,7 +180,7 @@ class SqliteLedger(LateRows):
                 fulfilled = "DELETE FROM requested WHERE gap = ? AND resume IS NOT NULL"
                 connection.execute(fulfilled, (dispatch.gap.id,))
 
-        await self._write(work)
+        await self._write(work, changes_marks=dispatch.resumed is not None)
 
     async def update(self, dispatch_id: str, record: Record) -> None:
         """Store the changed state; `Refused` when the dispatch is not active, or would not be."""
@@ -190,7 +201,7 @@ class SqliteLedger(LateRows):
             if changed.rowcount == 0:
                 raise _not_active(connection, dispatch_id)
 
-        await self._write(work)
+        await self._write(work, changes_marks=False)
 
     async def settle(self, dispatch_id: str, settlement: Settlement) -> None:
         """Store the outcome and all its consequences in one transaction; `Refused` twice.
@@ -233,7 +244,7 @@ class SqliteLedger(LateRows):
         def work(connection: sqlite3.Connection) -> None:
             _end(connection, dispatch_id, end)
 
-        await self._write(work)
+        await self._write(work, changes_marks=False)
 
     async def records(self, *, active: bool = False, untidy: bool = False) -> tuple[Record, ...]:
         """Return dispatches, oldest first; with both flags, those that fit either of them."""
@@ -278,49 +289,7 @@ class SqliteLedger(LateRows):
                 (DispatchState.DONE, dispatch_id, DispatchState.SETTLED),
             )
 
-        await self._write(work)
-
-    async def parked(self) -> tuple[Parked, ...]:
-        """Return the gaps that are parked or in a backoff, also one that is over by now."""
-        rows = await self._rows("SELECT * FROM parked ORDER BY gap")
-        return tuple(
-            Parked(
-                gap=row["gap"],
-                reason=row["reason"],
-                fingerprint=row["fingerprint"],
-                since=datetime.fromisoformat(row["since"]),
-                until=row["until"] and datetime.fromisoformat(row["until"]),
-            )
-            for row in rows
-        )
-
-    async def park(self, parked: Parked) -> None:
-        await self._write(lambda connection: park(connection, parked))
-
-    async def free(self, gap: str, at: datetime) -> None:
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM parked WHERE gap = ?", (gap,))
-            connection.execute("DELETE FROM shipped WHERE gap = ?", (gap,))
-            connection.execute(
-                "UPDATE dispatches SET freed_at = ? WHERE gap = ? AND NOT active",
-                (instant(at), gap),
-            )
-
-        await self._write(work)
-
-    async def shipped(self) -> Mapping[str, date]:
-        rows = await self._rows("SELECT gap, day FROM shipped ORDER BY gap")
-        return {row["gap"]: date.fromisoformat(row["day"]) for row in rows}
-
-    async def confirm_shipped(self, gaps: Sequence[str]) -> None:
-        await self._run(
-            "UPDATE shipped SET confirmed = 1 WHERE gap IN (SELECT value FROM json_each(?))",
-            json.dumps(list(gaps)),
-        )
-
-    async def confirmed(self) -> frozenset[str]:
-        rows = await self._rows("SELECT gap FROM shipped WHERE confirmed")
-        return frozenset(row["gap"] for row in rows)
+        await self._write(work, changes_marks=False)
 
     async def pause(self) -> Pause | None:
         text = await self._brake("pause")
@@ -352,27 +321,6 @@ class SqliteLedger(LateRows):
 
     async def set_meta(self, key: str, value: str) -> None:
         await self._run("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", key, value)
-
-    async def request_dispatch(self, gap: str, *, resume: int | None = None) -> None:
-        """Keep an operator's wish to have `gap` dispatched now (X2).
-
-        Asked again, it stays one wish, and what was asked for last counts.
-        """
-        at = instant(self._clock.now())
-        await self._write(lambda connection: ask(connection, gap, at, resume))
-
-    async def requested(self) -> tuple[str, ...]:
-        """Return the gaps that an operator wants to have dispatched now, first asked first."""
-        rows = await self._rows("SELECT gap FROM requested ORDER BY seq")
-        return tuple(row["gap"] for row in rows)
-
-    async def resumptions(self) -> Mapping[str, int]:
-        rows = await self._rows("SELECT gap, resume FROM requested WHERE resume IS NOT NULL")
-        return {row["gap"]: row["resume"] for row in rows}
-
-    async def request_done(self, gap: str) -> None:
-        """Forget an operator's wish; quiet when there is none."""
-        await self._run("DELETE FROM requested WHERE gap = ?", gap)
 
 
 def _end(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase, translate
+from functools import lru_cache
 
 AGENT_VARIABLES = (  # noqa: SIM905 - a line for each would hide the whole
     "PATH HOME USER LOGNAME SHELL LANG LC_* TZ TERM SSL_CERT_* NODE_EXTRA_CA_CERTS *_PROXY "
@@ -43,7 +44,7 @@ def passed_complaint(text: str) -> str | None:
 
 def is_never_passed(name: str) -> bool:
     """Say whether no agent gets the variable `name`, whoever asks for it."""
-    return any(fnmatchcase(name, never) for never in NEVER_PASSED)
+    return _fits(tuple(NEVER_PASSED))(name) is not None
 
 
 def agent_environment(variables: Mapping[str, str], patterns: Iterable[str] = ()) -> dict[str, str]:
@@ -53,15 +54,22 @@ def agent_environment(variables: Mapping[str, str], patterns: Iterable[str] = ()
     are passed only when named in full, some of the service manager's and our own never.
     """
     wanted = (*AGENT_VARIABLES, *patterns)
+    fits = _fits(wanted)
 
     def is_passed(name: str) -> bool:
         if is_never_passed(name):
             return False
         if name.startswith("GIT_"):
             return name in wanted
-        return any(fnmatchcase(name, pattern) for pattern in wanted)
+        return fits(name) is not None
 
     return {name: value for name, value in variables.items() if is_passed(name)}
+
+
+@lru_cache(maxsize=64)
+def _fits(patterns: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    """Return what matches the names that fit one of `patterns`: this is asked at each launch."""
+    return re.compile("|".join(map(translate, patterns))).match
 
 
 def names_forge_access(pattern: str) -> bool:

@@ -214,7 +214,8 @@ class LocalExecutor:
             **self._overlay,
             **command.env,
         }
-        sources = self._environment(tuple(command.env_from.values()))
+        wanted = tuple(command.env_from.values())
+        sources = self._environment(wanted) if wanted else {}
         for name, source in command.env_from.items():
             environment.pop(name, None)
             if source in sources:

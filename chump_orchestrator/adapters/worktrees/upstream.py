@@ -171,6 +171,9 @@ class Upstream:
                     f"{base.remote} has not been fetched for {_said(age)}: {self._failure};"
                     " see to the network and the credentials, or set base_ref"
                 )
+        told = await anyio.to_thread.run_sync(_told, self._git.common_dir, base.ref)
+        if self._at_hand and told is not None and told == self._told:
+            return self._at_hand
         found = await self._git.run(
             "rev-parse", "--verify", "--quiet", "--end-of-options", f"{base.ref}^{{commit}}"
         )
@@ -181,7 +184,8 @@ class Upstream:
                     f" fetched: {self._failure}; see to the network and the credentials"
                 )
             raise _absent(base)
-        return found.out.decode("ascii").strip()
+        self._told, self._at_hand = told, found.out.decode("ascii").strip()
+        return self._at_hand
 
     async def _resolve(self) -> Base:
         if self._base_ref.startswith("-"):

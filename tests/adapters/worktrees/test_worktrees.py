@@ -108,6 +108,31 @@ async def test_the_case_of_the_path_is_preserved(tmp_path: Path) -> None:
     assert workspace.path == str(tmp_path / "My Répo" / ".claude" / "worktrees" / "infra-1")
 
 
+async def test_the_base_is_looked_up_again_only_once_it_may_have_moved(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = worktrees(repository.root)
+    first = await ours.refresh()
+    asked: list[tuple[str, ...]] = []
+    run = Git.run
+
+    async def noting(self: Git, *args: str, **options: Any) -> Any:
+        asked.append(args)
+        return await run(self, *args, **options)
+
+    monkeypatch.setattr(Git, "run", noting)
+    again = await ours.refresh()
+    asked_again = list(asked)
+    moved = repository.push_elsewhere("main")
+    repository.git("fetch", "--quiet", "origin")
+    found = await ours.refresh()
+    repository.git("pack-refs", "--all")
+    packed = await ours.refresh()
+
+    assert (again, asked_again) == (first, [])
+    assert found == packed == moved != first
+
+
 @pytest.mark.timeout(300)
 async def test_twenty_at_once_all_succeed(repository: Repository) -> None:
     """Control: without the lock, several fail on every run."""
