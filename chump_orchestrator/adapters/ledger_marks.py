@@ -10,12 +10,12 @@ import json
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
 from types import MappingProxyType
 
 from chump_orchestrator.adapters.ledger_rows import ask, instant, park
 from chump_orchestrator.adapters.sqlite import Result, Work
+from chump_orchestrator.core.deferred import dataclass
 from chump_orchestrator.core.ports import Clock
 from chump_orchestrator.core.records import Parked
 

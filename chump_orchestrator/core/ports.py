@@ -10,7 +10,6 @@ from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Protocol
 
-from chump_orchestrator.core.agent import Agent
 from chump_orchestrator.core.attempts import Chronicle
 from chump_orchestrator.core.backlog import Backlog
 from chump_orchestrator.core.brakes import Fuse, History
@@ -36,6 +35,7 @@ from chump_orchestrator.core.routing import Route
 from chump_orchestrator.core.testimony import Progress, Usage
 
 if TYPE_CHECKING:
+    from chump_orchestrator.core.agent import Agent
     from chump_orchestrator.core.learning import Experience
 
 

@@ -61,7 +61,7 @@ BACKLOG = SETTINGS | named("""
 
 LEDGER = BACKLOG | named("""
     adapters.lease_files adapters.ledger adapters.ledger_at_once adapters.ledger_chronicle
-    adapters.ledger_corrections adapters.ledger_rows adapters.ledger_schema
+    adapters.ledger_corrections adapters.ledger_marks adapters.ledger_rows adapters.ledger_schema
     adapters.routing_file adapters.sqlite adapters.sqlite_requests core.brakes core.brief
     core.complaints
     core.corrections core.ports core.resuming core.tail daemon.standing
