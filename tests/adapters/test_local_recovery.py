@@ -275,6 +275,16 @@ async def test_a_late_shim_and_recovery_agree_whoever_is_first(bench: Bench) -> 
     assert verdicts == {True, False}
 
 
+HANGING_SHIM = """\
+import fcntl, os, sys, time
+if os.fork():
+    os._exit(0)
+lock = open(os.path.join(sys.argv[1], "lock"), "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+time.sleep(600)
+"""
+
+
 async def test_a_shim_that_does_not_come_to_start_its_agent_is_killed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,9 +293,11 @@ async def test_a_shim_that_does_not_come_to_start_its_agent_is_killed(
     await agent.follow(ignore)
     for name in ("running.json", "exit.json"):
         (bench.folder(dispatch_id) / name).unlink()
+    program = bench.worktree / "shim" / "__main__.py"
+    program.parent.mkdir()
+    program.write_text(HANGING_SHIM)
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", str(SHIM), str(bench.folder(dispatch_id))],
-        stdin=subprocess.PIPE,
+        [sys.executable, "-I", "-S", str(program), str(bench.folder(dispatch_id))],
         stdout=subprocess.DEVNULL,
     ) as hanging:
         await eventually(lambda: remains.is_held(bench.folder(dispatch_id)))

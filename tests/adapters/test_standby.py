@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from chump_orchestrator.adapters.local import executor as executors
+from chump_orchestrator.adapters.local.standby import see_off, start
 from chump_orchestrator.core.errors import Unavailable
 from tests.adapters.launches import Bench, eventually, ignore, python
 
@@ -169,6 +170,25 @@ async def test_a_crowd_starts_its_shims_as_it_is_launched(bench: Bench) -> None:
         await agent.follow(ignore)
 
     assert last == []
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+async def test_one_that_has_lost_its_daemon_is_nobody_s_agent(
+    bench: Bench, is_stopped: bool
+) -> None:
+    """Neither taken up by the next daemon nor left behind."""
+    dispatch_id = bench.id()
+    standby = await start(sys.executable, bench.folder(dispatch_id))
+    shim = await waiting(bench, dispatch_id)
+    if is_stopped:
+        os.kill(shim, signal.SIGSTOP)
+    standby.pipes.close()  # as the kernel does
+
+    found = await bench.executor().attach(dispatch_id)
+
+    assert found is None
+    assert not bench.shims(dispatch_id)
+    await see_off(standby.process)
 
 
 def test_a_daemon_that_is_killed_leaves_none_waiting(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import psutil
 from chump_orchestrator.adapters.local import cgroups
 from chump_orchestrator.adapters.local.files import locked, read_object, write_object
 from chump_orchestrator.adapters.local.numbers import LARGEST_PID, LONGEST_S, seconds, whole
-from chump_orchestrator.adapters.local.shims import agent_of, shims_of
+from chump_orchestrator.adapters.local.shims import agent_of, kill_shim, shims_of
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.shim.cgroup import Cgroup
 from chump_orchestrator.shim.files import EXIT, RUNNING, SPEC, TOMBSTONE
@@ -112,7 +112,7 @@ def look(directory: Path, dispatch: str, now: datetime) -> Found:
 
 
 def _without_files(directory: Path, dispatch: str, now: datetime) -> Found:
-    shims = shims_of(directory)
+    shims = _with_agents(directory)
     if not shims:
         swept, survivors = sweep(dispatch, {})
         return Found(Stage.NEVER, {}, {"swept": swept, "survivors": survivors})
@@ -120,6 +120,21 @@ def _without_files(directory: Path, dispatch: str, now: datetime) -> Found:
     with contextlib.suppress(psutil.Error):
         age = max(0.0, now.timestamp() - shims[0].create_time())
     return Found(Stage.ADRIFT, {"pid": agent_of(shims[0]), "active_s": age})
+
+
+def _with_agents(directory: Path) -> list[psutil.Process]:
+    """Return the shims of a dispatch without files that have an agent.
+
+    One that has none gets none any more: it is about to leave, or waits for a word that its
+    daemon cannot give it any more. Where it stays, it is killed.
+    """
+    until = time.monotonic() + _REAP_S
+    while (shims := shims_of(directory)) and not agent_of(shims[0]):
+        if time.monotonic() > until:
+            kill_shim(directory)
+            return shims_of(directory)
+        time.sleep(_AGAIN_S)
+    return shims
 
 
 def is_held(directory: Path) -> bool:

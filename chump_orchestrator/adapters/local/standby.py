@@ -54,8 +54,9 @@ class Standby:
         with self.pipes:
             self.ask.close()
             with anyio.move_on_after(_REAP_S, shield=True):
-                while self.answer.read(_PIPE_BYTES) != b"":
-                    await anyio.wait_readable(self.answer)
+                # It lets go of the others a moment before it ends.
+                while self.complaints.read(_PIPE_BYTES) != b"":
+                    await anyio.wait_readable(self.complaints)
                 await see_off(self.process)
                 return
             await anyio.to_thread.run_sync(kill_shim, self.directory)
