@@ -79,7 +79,7 @@ PHASES: Mapping[str, str] = {
     "lease": "the gap claimed",
     "brief": "lessons and brief",
     "order": "the order for the shim written",
-    "shim": "the shim's interpreter: start and imports",
+    "shim": "the shim's interpreter, where it has not started meanwhile",
     "fork": "the agent forked, and on record",
     "exec": "the agent let go, and at work",
     "rest": "all else",

@@ -496,7 +496,7 @@ async def test_where_orphans_come_to_the_daemon_it_reaps_them(bench: Bench, kill
         f"""
 async def main(bench):
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    agent, _ = await bench.launch(python("import sys; sys.stdin.read(); open('go').read()"))
+    agent, _ = await bench.launch(python("import time; time.sleep({60 if killed else 1})"))
     assert [child.ppid() for child in psutil.Process().children()], "no orphan has come"
     if {killed}:
         psutil.Process().children()[0].kill()

@@ -36,8 +36,8 @@ async def test_the_phases_of_each_dispatch_make_up_all_of_its_way(root: Path) ->
     for number, total in enumerate(found.total):
         assert total > 0
         assert sum(values[number] for values in found.phases.values()) == pytest.approx(total)
-    # What a launch cannot do without takes its time in each of them.
-    for phase in ("propose", "ledger", "worktree", "shim"):
+    # What a launch cannot do without takes its time in each of them; a shim may be there before.
+    for phase in ("propose", "ledger", "worktree"):
         assert min(found.phases[phase]) > 0
     table = timing.table(found)
     assert [line.split()[0] for line in table] == ["phase", *timing.PHASES, "total"]
