@@ -39,8 +39,8 @@ class LateRows(ABC):
     """Keeps the promises of `core.corrections.CorrectedLedger`; a part of the ledger."""
 
     @abstractmethod
-    async def _write(self, work: Work[Result], *, changes_marks: bool = True) -> Result:
-        """Carry out `work` in one transaction; `changes_marks` as `ledger_marks` has it."""
+    async def _write(self, work: Work[Result]) -> Result:
+        """Carry out `work` in one transaction."""
 
     @abstractmethod
     async def _rows(self, query: str, *values: str | int | None) -> list[sqlite3.Row]:

@@ -93,8 +93,8 @@ async def launch(
 
     With `reopening` its worktree is that of an earlier dispatch, whose session is gone on with.
     With `fresh_base`, a base fetched before that instant is fetched again. `on_id` is told the
-    dispatch's id as soon as there is one. `is_wanted` is asked again before each step, the last
-    time just before the agent is started. Cancelling `making` gives up the steps that git may
+    dispatch's id just before it goes on record. `is_wanted` is asked again before each step, the
+    last time just before the agent is started. Cancelling `making` gives up the steps that git may
     hang in, all up to the worktree. Cancelled otherwise, it leaves a record from which recovery
     knows what to undo.
     """
@@ -102,42 +102,26 @@ async def launch(
     begun = Begun(dispatch_id(gap, now, "".join(world.chance.choices(SUFFIX, k=6))), now)
     # Its shim starts while git makes the worktree; there is nothing for it to do before.
     async with world.executor.expecting(begun.id):
-        return await _launch(
-            world, gap, route, begun, fresh_base, on_id, is_wanted, making, reopening
-        )
-
-
-async def _launch(
-    world: World,
-    gap: Gap,
-    route: Route,
-    begun: Begun,
-    fresh_base: datetime | None,
-    on_id: Callable[[str], None],
-    is_wanted: Callable[[], bool],
-    making: anyio.CancelScope,
-    reopening: Reopening | None,
-) -> Launched | Failed | Postponed | Unwanted:
-    made: Record | Failed | Postponed | Unwanted = Unwanted()
-    with making:
-        if reopening is None:
-            made = await _make(world, gap, route, begun, fresh_base, on_id, is_wanted, making)
-        else:
-            made = await reopening.make(world, gap, route, begun, on_id, is_wanted, making)
-    if not isinstance(made, Record) or made.workspace is None:
-        return Unwanted() if isinstance(made, Record) else made
-    dispatch, workspace = made.dispatch, made.workspace
-    result: Launched | Failed | Unwanted
-    try:
-        result = await _in_workspace(world, made, workspace, is_wanted, reopening)
-    except (Unavailable, Refused, ConfigError) as error:
-        result = Failed(made, spawn_failed(str(error)))
-    is_undone = not isinstance(result, Launched) and await undo(world, dispatch, workspace)
-    if isinstance(result, Failed) and is_undone:
-        return replace(result, record=replace(result.record, workspace=None))
-    if isinstance(result, Unwanted):
-        await abort(world, dispatch)
-    return result
+        made: Record | Failed | Postponed | Unwanted = Unwanted()
+        with making:
+            if reopening is None:
+                made = await _make(world, gap, route, begun, fresh_base, on_id, is_wanted, making)
+            else:
+                made = await reopening.make(world, gap, route, begun, on_id, is_wanted, making)
+        if not isinstance(made, Record) or made.workspace is None:
+            return Unwanted() if isinstance(made, Record) else made
+        dispatch, workspace = made.dispatch, made.workspace
+        result: Launched | Failed | Unwanted
+        try:
+            result = await _in_workspace(world, made, workspace, is_wanted, reopening)
+        except (Unavailable, Refused, ConfigError) as error:
+            result = Failed(made, spawn_failed(str(error)))
+        is_undone = not isinstance(result, Launched) and await undo(world, dispatch, workspace)
+        if isinstance(result, Failed) and is_undone:
+            return replace(result, record=replace(result.record, workspace=None))
+        if isinstance(result, Unwanted):
+            await abort(world, dispatch)
+        return result
 
 
 async def _make(

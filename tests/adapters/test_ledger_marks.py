@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -15,11 +15,9 @@ from chump_orchestrator.adapters.ledger import SqliteLedger
 from chump_orchestrator.adapters.sqlite import Result, Work
 from chump_orchestrator.core.corrections import Correction
 from chump_orchestrator.core.dispatch import Dispatch, Resumed
-from chump_orchestrator.core.gap import Effort, Priority
 from chump_orchestrator.core.outcome import Outcome, OutcomeKind, PullState
 from chump_orchestrator.core.records import DispatchState, Parked, Record, Settlement
-from chump_orchestrator.core.reflection import Reflection
-from tests.builders import NOW, a_dispatch, a_pull
+from tests.builders import NOW, a_dispatch, a_pull, a_reflection
 
 DAY = NOW.astimezone(UTC).date()
 PARKED = Parked("INFRA-1", "two attempts failed", "f", NOW)
@@ -68,27 +66,6 @@ def settlement(outcome: Outcome, **fields: object) -> Settlement:
     return Settlement(outcome=outcome, ended_at=NOW, **told)  # type: ignore[arg-type]
 
 
-def reflection(dispatch: str) -> Reflection:
-    return Reflection(
-        dispatch=dispatch,
-        gap="INFRA-1",
-        priority=Priority.P1,
-        effort=Effort.S,
-        task_class="",
-        outcome=OutcomeKind.KILLED,
-        cause=None,
-        duration=timedelta(seconds=1),
-        pull_number=None,
-        backend="claude",
-        model="",
-        provider_pfx="",
-        siblings=0,
-        tail=(),
-        cost_usd=None,
-        ended_at=NOW,
-    )
-
-
 async def begin(ledger: SqliteLedger, dispatch: Dispatch) -> None:
     """Put a dispatch on record whose agent runs."""
     await ledger.add(dispatch)
@@ -130,8 +107,10 @@ async def test_a_write_of_one_s_own_shows_at_once(path: Path) -> None:
         await after(ledger.request_done("INFRA-2"))
         await after(ledger.park(PARKED))
         await begin(ledger, former)
-        await after(ledger.settle(former.id, settlement(KILLED, reflection=reflection(former.id))))
-        put_right = Correction(SHIPPED, NOW, a_pull(PullState.MERGED), reflection(former.id))
+        await after(
+            ledger.settle(former.id, settlement(KILLED, reflection=a_reflection(former.id)))
+        )
+        put_right = Correction(SHIPPED, NOW, a_pull(PullState.MERGED), a_reflection(former.id))
         await after(ledger.correct(former.id, put_right))
         await after(ledger.confirm_shipped(["INFRA-1"]))
         await after(ledger.free("INFRA-1", NOW))
@@ -165,7 +144,7 @@ async def test_what_was_read_before_a_write_is_not_kept_after_it(path: Path) -> 
         assert (before, await ledger.parked()) == ((), (PARKED,))
 
 
-async def test_a_write_that_failed_or_was_given_up_counts_as_one(path: Path) -> None:
+async def test_a_write_that_was_given_up_counts_as_one(path: Path) -> None:
     async with await SqliteLedger.open(path, clock=StoppedClock()) as ledger:
         await marks(ledger)
         with anyio.CancelScope() as scope:

@@ -72,6 +72,17 @@ async def test_a_backlog_is_drained_in_the_order_of_its_dependencies() -> None:
     assert (scene.worktrees.there, scene.leases.ours) == (set(), {})
 
 
+async def test_each_agent_is_expected_before_anything_is_made_for_it() -> None:
+    """By the id that it is launched with: for another one nothing would be ready."""
+    scene = a_scene(a_backlog(a_gap("A-1"), a_gap("A-2")))
+    ships(scene)
+
+    await run(scene)
+
+    assert len(scene.executor.orders) == 2
+    assert scene.executor.expected == list(scene.executor.orders)
+
+
 async def test_no_more_agents_run_at_once_than_there_are_slots() -> None:
     """Behaviour K4; and the freed slot is filled at once, not at a tick."""
     scene = a_scene(a_backlog(*(a_gap(f"A-{n}") for n in range(5))))

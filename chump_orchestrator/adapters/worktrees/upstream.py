@@ -289,12 +289,12 @@ def _told(common: Path, ref: str) -> object:
     except OSError:
         return None
     if text or not ref.startswith("refs/"):
-        return text if re.fullmatch(_OID, text) else None
+        return (ref, text) if re.fullmatch(_OID, text) else None
     try:
         seen = (common / "packed-refs").stat()
     except OSError:  # or refs are kept in other ways
         return None
-    return (seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    return (ref, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
 
 
 def _modified(place: Path) -> datetime | None:

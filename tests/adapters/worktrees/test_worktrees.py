@@ -133,6 +133,24 @@ async def test_the_base_is_looked_up_again_only_once_it_may_have_moved(
     assert found == packed == moved != first
 
 
+async def test_another_base_is_not_taken_for_the_last_one(repository: Repository) -> None:
+    """Packed, both are told of by one file."""
+    clock = AClock()
+    ours = worktrees(repository.root, clock=clock)
+    dev = repository.push_elsewhere("dev")
+    repository.git("fetch", "--quiet", "origin")
+    repository.git("pack-refs", "--all")
+    main = await ours.refresh()
+    again = await ours.refresh()
+
+    repository.git("remote", "set-head", "origin", "dev")
+    clock.moment += timedelta(hours=1)
+    found = await ours.refresh()
+
+    assert main == again == repository.head()
+    assert found == dev != main
+
+
 @pytest.mark.timeout(300)
 async def test_twenty_at_once_all_succeed(repository: Repository) -> None:
     """Control: without the lock, several fail on every run."""
