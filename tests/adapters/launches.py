@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -24,6 +25,12 @@ from tests.builders import a_dispatch
 BASE = "0123456789012345678901234567890123456789"
 SEEN = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
 """What agents see of the environment that the daemon has."""
+
+FOR_A_WHILE = Command((shutil.which("sleep") or "sleep",), ("60",))
+"""An agent that does nothing, and that a signal ends from its first moment on.
+
+An interpreter that is still starting makes an exit code of the INT that it gets.
+"""
 
 
 class RealClock:

@@ -21,10 +21,10 @@ from chump_orchestrator.adapters.local import agent as agents
 from chump_orchestrator.adapters.local.shims import shims_of
 from chump_orchestrator.core.errors import Refused, Unavailable
 from chump_orchestrator.core.outcome import StopReason
-from tests.adapters.launches import Bench, eventually, ignore, python
+from tests.adapters.launches import FOR_A_WHILE, Bench, eventually, ignore, python
 from tests.adapters.shims import marked
 
-FOR_A_WHILE = "import time; time.sleep(60)"
+AND_WAIT = "import time; time.sleep(60)"
 STUBBORN = (
     "import signal, time\n"
     "for n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, signal.SIG_IGN)\n"
@@ -60,8 +60,8 @@ async def test_an_agent_whose_files_have_gone_is_stopped_and_known_to_have_left_
     bench: Bench, now: bool
 ) -> None:
     """Control: stopping used to be taken for done, and the end waited for in vain."""
-    script = STUBBORN if now else FOR_A_WHILE
-    agent, dispatch_id = await bench.launch(python(script), grace_s=600 if now else 5)
+    command = python(STUBBORN) if now else FOR_A_WHILE
+    agent, dispatch_id = await bench.launch(command, grace_s=600 if now else 5)
     if now:
         await eventually((bench.worktree / "ready").exists)
 
@@ -98,7 +98,7 @@ async def test_an_agent_whose_files_have_gone_is_followed_to_its_own_end(bench: 
 
 async def test_that_nothing_is_left_is_not_taken_for_granted(bench: Bench) -> None:
     """Reliability, recovery: nobody heard the shim, and a sweep by the marker is no proof."""
-    agent, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    agent, dispatch_id = await bench.launch(FOR_A_WHILE)
     take_files(bench)
     os.kill(bench.shim_of(dispatch_id), signal.SIGKILL)
 
@@ -110,7 +110,7 @@ async def test_that_nothing_is_left_is_not_taken_for_granted(bench: Bench) -> No
 
 async def test_an_agent_whose_files_have_gone_is_taken_up_again(bench: Bench) -> None:
     """Promise I1: it lives, so its gap is not free."""
-    first, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    first, dispatch_id = await bench.launch(FOR_A_WHILE)
     take_files(bench)
 
     again = await bench.executor().attach(dispatch_id)
@@ -128,7 +128,7 @@ async def test_an_agent_whose_files_have_gone_is_taken_up_again(bench: Bench) ->
 
 
 async def test_what_lives_on_without_files_and_shim_is_swept(bench: Bench) -> None:
-    script = f"import os\nif os.fork() == 0: os.setsid()\n{FOR_A_WHILE}"
+    script = f"import os\nif os.fork() == 0: os.setsid()\n{AND_WAIT}"
     _, dispatch_id = await bench.launch(python(script))
     await eventually(lambda: len(marked(dispatch_id)) == 2)
     take_files(bench)
@@ -140,7 +140,7 @@ async def test_what_lives_on_without_files_and_shim_is_swept(bench: Bench) -> No
 
 
 async def test_a_shim_whose_socket_has_gone_is_stopped_by_a_signal(bench: Bench) -> None:
-    agent, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    agent, dispatch_id = await bench.launch(FOR_A_WHILE)
     (bench.folder(dispatch_id) / "ctl.sock").unlink()
 
     await agent.stop(StopReason.TEARDOWN)
@@ -151,7 +151,7 @@ async def test_a_shim_whose_socket_has_gone_is_stopped_by_a_signal(bench: Bench)
 
 
 async def test_a_folder_known_by_two_paths_is_one_dispatch(bench: Bench) -> None:
-    _, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    _, dispatch_id = await bench.launch(FOR_A_WHILE)
     other = bench.state.parent / "link"
     other.symlink_to(bench.state)
 
@@ -166,7 +166,7 @@ async def test_a_stopped_shim_is_woken_to_stop_its_agent(
 ) -> None:
     """Control: the daemon used to wait until somebody else woke it."""
     monkeypatch.setattr(wire, "ANSWER_S", 0.3)
-    agent, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    agent, dispatch_id = await bench.launch(FOR_A_WHILE)
     os.kill(bench.shim_of(dispatch_id), signal.SIGSTOP)
 
     await stop_while_followed(agent)
@@ -182,7 +182,7 @@ async def test_a_shim_that_cannot_be_woken_is_killed_and_its_agent_buried(
     monkeypatch.setattr(wire, "ANSWER_S", 0.2)
     monkeypatch.setattr(agents, "LAST_RESORT_S", 0.5)
     monkeypatch.setattr(agents, "wake_shim", lambda directory: bool(shims_of(directory)))
-    script = f"import os\nif os.fork() == 0: os.setsid()\n{FOR_A_WHILE}"
+    script = f"import os\nif os.fork() == 0: os.setsid()\n{AND_WAIT}"
     agent, dispatch_id = await bench.launch(python(script))
     await eventually(lambda: len(marked(dispatch_id)) == 2)
     os.kill(bench.shim_of(dispatch_id), signal.SIGSTOP)
@@ -206,7 +206,7 @@ async def test_what_holds_the_lock_in_the_place_of_a_dead_shim_is_swept_in_the_e
         "    lock = open(os.path.dirname(os.environ['TMPDIR']) + '/lock', 'a')\n"
         "    fcntl.flock(lock, fcntl.LOCK_EX)\n"
         "    open('ready', 'w')\n"
-        f"{FOR_A_WHILE}"
+        f"{AND_WAIT}"
     )
     agent, dispatch_id = await bench.launch(python(script))
     await eventually(lambda: len(marked(dispatch_id)) == 2)
@@ -224,7 +224,7 @@ async def test_what_holds_the_lock_in_the_place_of_a_dead_shim_is_swept_in_the_e
 
 async def test_an_agent_whose_lock_was_deleted_is_not_taken_for_dead(bench: Bench) -> None:
     """Control: it used to be killed as one that had lost its shim."""
-    agent, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    agent, dispatch_id = await bench.launch(FOR_A_WHILE)
     (bench.folder(dispatch_id) / "lock").unlink()
 
     again = await bench.executor().attach(dispatch_id)
@@ -242,7 +242,7 @@ async def test_an_agent_whose_lock_was_deleted_is_not_taken_for_dead(bench: Benc
 @pytest.mark.parametrize("name", ["exit.json", "lock"])
 async def test_a_folder_in_the_place_of_a_file_is_moved_aside(bench: Bench, name: str) -> None:
     """Control: the dispatch could be neither taken up nor settled."""
-    _, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    _, dispatch_id = await bench.launch(FOR_A_WHILE)
     os.kill(bench.shim_of(dispatch_id), signal.SIGKILL)
     await eventually(lambda: not remains.is_held(bench.folder(dispatch_id)))
     place = bench.folder(dispatch_id) / name

@@ -20,7 +20,7 @@ from chump_orchestrator.adapters.local import wire
 from chump_orchestrator.adapters.local.output import Gist, Lines, Output
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.outcome import StopReason
-from tests.adapters.launches import Bench, eventually, ignore, python
+from tests.adapters.launches import FOR_A_WHILE, Bench, eventually, ignore, python
 from tests.adapters.shims import marked
 
 
@@ -28,7 +28,7 @@ async def take_nothing(_offset: int, _data: bytes) -> None:
     """Take bytes of a stream and do nothing with them."""
 
 
-FOR_A_WHILE = "import time; time.sleep(60)"
+AND_WAIT = "import time; time.sleep(60)"
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 async def test_lines_come_while_the_agent_runs(bench: Bench) -> None:
     lines: list[str] = []
-    agent, _ = await bench.launch(python(f"print('first', flush=True); {FOR_A_WHILE}"))
+    agent, _ = await bench.launch(python(f"print('first', flush=True); {AND_WAIT}"))
 
     async with anyio.create_task_group() as group:
         group.start_soon(agent.follow, lines.append)
@@ -122,7 +122,7 @@ async def test_an_agent_that_is_asked_to_stop_climbs_down_the_ladder(bench: Benc
 
 
 async def test_stopping_now_kills(bench: Bench) -> None:
-    agent, dispatch_id = await bench.launch(python(FOR_A_WHILE), grace_s=600)
+    agent, dispatch_id = await bench.launch(FOR_A_WHILE, grace_s=600)
 
     await agent.stop(StopReason.TEARDOWN)
     await agent.stop(StopReason.TEARDOWN, now=True)
@@ -149,7 +149,7 @@ async def test_nothing_is_told_to_an_agent_that_has_ended(bench: Bench) -> None:
 
 async def test_a_deadline_can_be_moved_and_is_then_held_by_the_shim(bench: Bench) -> None:
     """Behaviour P3."""
-    agent, _ = await bench.launch(python(FOR_A_WHILE))
+    agent, _ = await bench.launch(FOR_A_WHILE)
 
     await agent.extend(timedelta(seconds=0.2))
     ended = await agent.follow(ignore)
@@ -160,7 +160,7 @@ async def test_a_deadline_can_be_moved_and_is_then_held_by_the_shim(bench: Bench
 
 async def test_a_deadline_that_comes_too_late_is_no_matter(bench: Bench) -> None:
     ignoring = "import signal; signal.signal(2, signal.SIG_IGN); print('ready', flush=True); "
-    agent, _ = await bench.launch(python(ignoring + FOR_A_WHILE), grace_s=600)
+    agent, _ = await bench.launch(python(ignoring + AND_WAIT), grace_s=600)
     await agent.stop(StopReason.OPERATOR)
 
     await agent.extend(timedelta(hours=1))
@@ -174,7 +174,7 @@ async def test_a_shim_that_does_not_answer_is_unavailable(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "ANSWER_S", 0.2)
-    agent, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    agent, dispatch_id = await bench.launch(FOR_A_WHILE)
     os.kill(bench.shim_of(dispatch_id), signal.SIGSTOP)
 
     with pytest.raises(Unavailable, match="did not answer"):
@@ -411,7 +411,7 @@ async def test_a_brief_that_is_never_read_holds_nobody_up(bench: Bench) -> None:
 
 async def test_a_state_folder_may_have_a_long_path(bench: Bench) -> None:
     bench.state = bench.state / ("long" * 20) / ("longer" * 20)
-    agent, dispatch_id = await bench.launch(python(f"print('here', flush=True); {FOR_A_WHILE}"))
+    agent, dispatch_id = await bench.launch(python(f"print('here', flush=True); {AND_WAIT}"))
     again = await bench.executor().attach(dispatch_id)
     lines: list[str] = []
 
@@ -429,7 +429,7 @@ async def test_a_long_path_is_no_trouble_without_proc_either(
 ) -> None:
     monkeypatch.setattr(wire, "_OWN_DESCRIPTORS", Path("/nowhere"))
     bench.state = bench.state / ("long" * 20) / ("longer" * 20)
-    agent, _ = await bench.launch(python(FOR_A_WHILE))
+    agent, _ = await bench.launch(FOR_A_WHILE)
 
     await agent.stop(StopReason.OPERATOR, now=True)
 
@@ -438,7 +438,7 @@ async def test_a_long_path_is_no_trouble_without_proc_either(
 
 async def test_time_that_an_agent_is_silent_is_counted_from_its_last_byte(bench: Bench) -> None:
     lines: list[str] = []
-    script = f"import time; time.sleep(0.5); print('at last', flush=True); {FOR_A_WHILE}"
+    script = f"import time; time.sleep(0.5); print('at last', flush=True); {AND_WAIT}"
     agent, dispatch_id = await bench.launch(python(script))
 
     async with anyio.create_task_group() as group:
@@ -461,7 +461,7 @@ async def test_old_words_that_come_again_do_not_make_an_agent_talkative(bench: B
     script = (
         "import os, time; print('old', flush=True)\n"
         f"while not os.path.exists({str(more)!r}): time.sleep(0.01)\n"
-        f"print('new', flush=True); {FOR_A_WHILE}"
+        f"print('new', flush=True); {AND_WAIT}"
     )
     agent, dispatch_id = await bench.launch(python(script))
     await eventually(lambda: (bench.folder(dispatch_id) / "stdout.log").stat().st_size)

@@ -20,7 +20,7 @@ import pytest
 from chump_orchestrator.adapters.local import executor as executors
 from chump_orchestrator.adapters.local import remains, wire
 from chump_orchestrator.core.errors import Unavailable
-from tests.adapters.launches import Bench, eventually, ignore, python
+from tests.adapters.launches import FOR_A_WHILE, Bench, eventually, ignore, python
 from tests.adapters.shims import SHIM, marked
 
 if sys.platform == "linux":
@@ -28,7 +28,7 @@ if sys.platform == "linux":
 else:
     from chump_orchestrator.shim import macos as host
 
-FOR_A_WHILE = "import time; time.sleep(60)"
+AND_WAIT = "import time; time.sleep(60)"
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ async def test_an_agent_whose_shim_was_killed_is_lost_and_nothing_of_it_lives(
 
 async def test_an_agent_of_before_a_reboot_is_lost_for_certain(bench: Bench) -> None:
     """Reliability, faults 8 and 9: its pid may be another's by now, who is left alone."""
-    _, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    _, dispatch_id = await bench.launch(FOR_A_WHILE)
     os.kill(bench.shim_of(dispatch_id), signal.SIGKILL)
     await eventually(lambda: not marked(dispatch_id))
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
@@ -186,7 +186,7 @@ async def test_a_process_group_is_killed_only_if_its_leader_is_the_one_on_record
     bench: Bench, offset: int, survives: bool
 ) -> None:
     """Reliability, fault 9."""
-    _, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    _, dispatch_id = await bench.launch(FOR_A_WHILE)
     os.kill(bench.shim_of(dispatch_id), signal.SIGKILL)
     await eventually(lambda: not marked(dispatch_id))
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as unmarked:
@@ -211,7 +211,7 @@ async def test_a_process_group_is_killed_only_if_its_leader_is_the_one_on_record
 
 
 async def test_what_is_lost_is_lost_once(bench: Bench) -> None:
-    _, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    _, dispatch_id = await bench.launch(FOR_A_WHILE)
     os.kill(bench.shim_of(dispatch_id), signal.SIGKILL)
 
     first = await bench.executor().attach(dispatch_id)
@@ -331,7 +331,7 @@ async def test_an_agent_whose_shim_is_stopped_is_taken_up_later(
 ) -> None:
     monkeypatch.setattr(executors, "STARTING_S", 0.3)
     monkeypatch.setattr(wire, "ANSWER_S", 0.2)
-    first, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    first, dispatch_id = await bench.launch(FOR_A_WHILE)
     shim = bench.shim_of(dispatch_id)
     os.kill(shim, signal.SIGSTOP)
 
@@ -377,7 +377,7 @@ async def test_a_record_that_cannot_be_read_means_lost(bench: Bench, name: str) 
 
 
 async def test_an_agent_whose_files_are_deleted_beneath_it_is_lost(bench: Bench) -> None:
-    agent, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    agent, dispatch_id = await bench.launch(FOR_A_WHILE)
     shim = bench.shim_of(dispatch_id)
     bench.folder(dispatch_id).rename(bench.state / "moved")
 
@@ -392,7 +392,7 @@ async def test_an_agent_whose_files_are_deleted_beneath_it_is_lost(bench: Bench)
 async def test_a_lost_agent_ran_until_its_last_word_and_no_longer_than_its_deadline(
     bench: Bench,
 ) -> None:
-    _, dispatch_id = await bench.launch(python("print(1, flush=True); " + FOR_A_WHILE))
+    _, dispatch_id = await bench.launch(python("print(1, flush=True); " + AND_WAIT))
     folder = bench.folder(dispatch_id)
     await eventually((folder / "stdout.log").read_bytes)
     os.kill(bench.shim_of(dispatch_id), signal.SIGKILL)
@@ -424,8 +424,8 @@ async def test_a_survivor_makes_an_end_unclean(bench: Bench) -> None:
 
 
 async def test_a_sweep_leaves_this_process_and_other_dispatches_alone(bench: Bench) -> None:
-    other, _ = await bench.launch(python(FOR_A_WHILE))
-    _, dispatch_id = await bench.launch(python(FOR_A_WHILE))
+    other, _ = await bench.launch(FOR_A_WHILE)
+    _, dispatch_id = await bench.launch(FOR_A_WHILE)
     os.kill(bench.shim_of(dispatch_id), signal.SIGKILL)
 
     lost = await bench.executor().attach(dispatch_id)

@@ -18,9 +18,7 @@ import pytest
 from chump_orchestrator.adapters.local import executor as executors
 from chump_orchestrator.adapters.local.standby import see_off, start
 from chump_orchestrator.core.errors import Unavailable
-from tests.adapters.launches import Bench, eventually, ignore, python
-
-FOR_A_WHILE = python("import time; time.sleep(60)")
+from tests.adapters.launches import FOR_A_WHILE, Bench, eventually, ignore, python
 
 
 @pytest.fixture
@@ -195,7 +193,7 @@ def test_a_daemon_that_is_killed_leaves_none_waiting(tmp_path: Path) -> None:
     script = f"""
 import asyncio
 from pathlib import Path
-from tests.adapters.launches import Bench
+from tests.adapters.launches import FOR_A_WHILE, Bench
 async def main():
     async with Bench(Path({str(tmp_path)!r})).executor().expecting("infra-1-killed"):
         print("waits", flush=True)

@@ -15,10 +15,8 @@ import pytest
 
 from chump_orchestrator.core.dispatch import Limits
 from chump_orchestrator.shim import order, yielding
-from tests.adapters.launches import Bench, eventually, python
+from tests.adapters.launches import FOR_A_WHILE, Bench, eventually
 from tests.adapters.shims import SHIM, Shim
-
-FOR_A_WHILE = python("import time; time.sleep(60)")
 
 
 @pytest.fixture
