@@ -273,8 +273,8 @@ async def todays_budget(loaded: Loaded, ledger: Ledger, now: datetime) -> dict[s
 
     policy, here = budget_policy(loaded.settings), zone("") or UTC
     began, ends = budget.day_of(now, here)
-    attempts = await ledger.chronicle()
-    spent = budget.spent_between(attempts, began, ends)
+    ended = budget.used(await ledger.chronicle())
+    spent = budget.spent_between(ended, began, ends)
     at_work = 0
     for record in await ledger.records(active=True):
         if record.exited_at is not None and began <= record.exited_at < ends:

@@ -51,8 +51,7 @@ class MemoryLedger:
 
     async def add(self, dispatch: Dispatch) -> None:
         if dispatch.id in self._records:
-            msg = f"dispatch {dispatch.id} is recorded already"
-            raise Refused(msg)
+            raise Refused(f"dispatch {dispatch.id} is recorded already")
         for rival in self._of(dispatch.gap.id):
             if rival.state.is_active:
                 msg = f"{dispatch.gap.id} has an active dispatch already, {rival.dispatch.id}"
@@ -63,11 +62,9 @@ class MemoryLedger:
 
     async def update(self, dispatch_id: str, record: Record) -> None:
         if not record.state.is_active or record.outcome is not None:
-            msg = f"dispatch {dispatch_id}: only settle and abort end a dispatch"
-            raise Refused(msg)
+            raise Refused(f"dispatch {dispatch_id}: only settle and abort end a dispatch")
         if record.dispatch.id != dispatch_id:
-            msg = f"dispatch {dispatch_id}: the record is that of {record.dispatch.id}"
-            raise Refused(msg)
+            raise Refused(f"dispatch {dispatch_id}: the record is that of {record.dispatch.id}")
         self._active(dispatch_id)
         self._records[dispatch_id] = record
 
@@ -167,6 +164,10 @@ class MemoryLedger:
             or (active and record.state.is_active)
             or (untidy and not record.state.is_active and not record.tidied)
         )
+
+    async def ends(self, dispatch_ids: Sequence[str]) -> Mapping[str, datetime | None]:
+        asked = (self._records[one] for one in dispatch_ids if one in self._records)
+        return {one.dispatch.id: None if one.state.is_active else one.ended_at for one in asked}
 
     async def latest(self, limit: int, gap: str = "") -> tuple[Record, ...]:
         found = self._of(gap) if gap else list(self._records.values())
@@ -285,11 +286,9 @@ class MemoryLedger:
     def _active(self, dispatch_id: str) -> Record:
         record = self._records.get(dispatch_id)
         if record is None:
-            msg = f"the ledger has no dispatch {dispatch_id}"
-            raise Refused(msg)
+            raise Refused(f"the ledger has no dispatch {dispatch_id}")
         if not record.state.is_active:
-            msg = f"dispatch {dispatch_id} is {record.state} and cannot change"
-            raise Refused(msg)
+            raise Refused(f"dispatch {dispatch_id} is {record.state} and cannot change")
         return record
 
 

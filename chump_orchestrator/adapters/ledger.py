@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from chump_orchestrator.adapters.ledger_chronicle import CHRONICLE, attempt_of
+from chump_orchestrator.adapters.ledger_chronicle import Chronicled
 from chump_orchestrator.adapters.ledger_corrections import LateRows
 from chump_orchestrator.adapters.ledger_marks import MarkedGaps
 from chump_orchestrator.adapters.ledger_rows import (
@@ -36,7 +36,6 @@ from chump_orchestrator.adapters.sqlite import (
     schema_version,
     storable,
 )
-from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.brakes import Fuse, History
 from chump_orchestrator.core.dispatch import Dispatch
 from chump_orchestrator.core.errors import Refused
@@ -69,7 +68,7 @@ WHERE gap = ?
 """
 
 
-class SqliteLedger(MarkedGaps, LateRows):
+class SqliteLedger(MarkedGaps, LateRows, Chronicled):
     """Keeps the promises of `core.ports.Ledger` in one file, with one writer and one reader.
 
     Made by `open`; an async context manager that closes itself. Writes are not interrupted by
@@ -271,9 +270,6 @@ class SqliteLedger(MarkedGaps, LateRows):
     async def attempts(self, gap: str) -> int:
         (row,) = await self._rows("SELECT count(*) FROM dispatches WHERE gap = ?", gap)
         return int(row[0])
-
-    async def chronicle(self) -> tuple[Attempt, ...]:
-        return tuple(map(attempt_of, await self._rows(CHRONICLE)))
 
     async def outbox(self) -> tuple[Reflection, ...]:
         rows = await self._rows("SELECT reflection FROM outbox ORDER BY seq")

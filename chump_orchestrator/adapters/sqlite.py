@@ -33,6 +33,13 @@ BUSY_S = 5.0
 
 _SWITCH_AGAIN_S = 0.01
 
+CACHE_KIB = 256
+"""Of pages that each connection keeps in memory; the rest is in the system's own cache, as near.
+
+Of SQLite's 2 MiB every connection of a daemon fills all, as its files grow. Reading is as fast
+without (measured with a history of 2,000 dispatches).
+"""
+
 GROUP = 256
 """At most so many writes share a commit, so that the first of them does not wait for long."""
 
@@ -116,6 +123,7 @@ def connect(path: Path, *, readonly: bool = False, busy_s: float = BUSY_S) -> sq
     connection = sqlite3.connect(where, timeout=busy_s, isolation_level=None, uri=True)
     try:
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     except BaseException:
         connection.close()
         raise
@@ -278,12 +286,19 @@ class SqliteThread:
                 await anyio.to_thread.run_sync(self._thread.join)
 
     def _serve(self) -> None:
-        is_last = False
-        while not is_last:
-            batch, is_last = self._next()
-            if batch:
-                answer_all(self._transact(batch) if self._writes else self._read(batch))
+        while self._answer():
+            pass
         self._drop()
+
+    def _answer(self) -> bool:
+        """Answer what is asked next; say whether more may come.
+
+        A call for each time, so that nothing of an answer is held while the next is waited for.
+        """
+        batch, is_last = self._next()
+        if batch:
+            answer_all(self._transact(batch) if self._writes else self._read(batch))
+        return not is_last
 
     def _next(self) -> tuple[list[Request], bool]:
         """Wait for a request, return it and those behind it, and whether they are the last."""

@@ -6,10 +6,11 @@ that is nearly reached starts no more at once than are expected to stay within i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from types import MappingProxyType
+from typing import NamedTuple
 
 from chump_orchestrator.core.attempts import Attempt
 from chump_orchestrator.core.backlog import Backlog, Hold, HoldKind
@@ -234,11 +235,26 @@ def spent_on_gaps(attempts: Iterable[Attempt]) -> dict[str, float]:
     return found
 
 
-def spent_between(attempts: Iterable[Attempt], since: datetime, until: datetime) -> Spent:
+class Used(NamedTuple):
+    """What one agent told to have used, and when it ended; `None` is what it did not tell."""
+
+    ended_at: datetime
+    cost_usd: float | None
+    tokens: int | None
+
+
+def used(attempts: Iterable[Attempt]) -> Iterator[Used]:
+    """Return what the agents of these attempts used, of those that had one which has ended."""
+    for one in attempts:
+        if one.had_agent and one.ended_at is not None:
+            yield Used(one.ended_at, one.cost_usd, one.tokens)
+
+
+def spent_between(ended: Iterable[Used], since: datetime, until: datetime) -> Spent:
     """Return what agents used that ended from `since` on and before `until`."""
     total = Spent()
-    for one in attempts:
-        if one.had_agent and one.ended_at is not None and since <= one.ended_at < until:
+    for one in ended:
+        if since <= one.ended_at < until:
             total = total.plus(one.cost_usd, one.tokens)
     return total
 

@@ -260,6 +260,10 @@ class Ledger(Chronicle, CorrectedLedger, Wishes, Protocol):
         """Return dispatches, oldest first; only active ones, or ended ones not yet tidied."""
         ...
 
+    async def ends(self, dispatch_ids: Sequence[str]) -> Mapping[str, datetime | None]:
+        """Return when these ended, `None` for one under way; those without a row are left out."""
+        ...
+
     async def latest(self, limit: int, gap: str = "") -> tuple[Record, ...]:
         """Return the latest dispatches, newest first, of one gap or of all."""
         ...

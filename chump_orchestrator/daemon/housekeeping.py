@@ -38,12 +38,10 @@ async def clean(world: World) -> None:
     before = world.clock.now() - world.policies.keep_logs
     try:
         await world.worktrees.sweep_kept()
-        there = set(await world.executor.known())
-        for record in await world.ledger.records():
-            if record.state.is_active or record.dispatch.id not in there:
-                continue
-            if record.ended_at is not None and record.ended_at < before:
-                await world.executor.discard(record.dispatch.id)
-                log.info("dispatch.discarded", dispatch=record.dispatch.id)
+        there = await world.executor.known()
+        for dispatch_id, ended_at in (await world.ledger.ends(there)).items():
+            if ended_at is not None and ended_at < before:
+                await world.executor.discard(dispatch_id)
+                log.info("dispatch.discarded", dispatch=dispatch_id)
     except (Unavailable, Refused) as error:
         log.warning("housekeeping.unfinished", error=str(error))

@@ -69,19 +69,21 @@ async def rebuild(world: World) -> None:
     To be called before anything is taken up. A folder that tells nothing is left alone.
     """
     try:
-        records = {record.dispatch.id: record for record in await world.ledger.records()}
-        strangers = [one for one in await world.executor.known() if one not in records]
+        there = await world.executor.known()
+        known = await world.ledger.ends(there)
+        strangers = [one for one in there if one not in known]
+        active = await world.ledger.records(active=True) if strangers else ()
     except (Unavailable, Refused) as error:
         log.warning("dispatch.unlisted", error=str(error))
         return
     recalled = await _recalled(world, strangers)
     gaps = {record.dispatch.gap.id for record in recalled}
-    rows = [r for r in records.values() if r.state.is_active and r.dispatch.gap.id in gaps]
+    rows = [record for record in active if record.dispatch.gap.id in gaps]
     remembered = await _remembered(world, [one.dispatch.id for one in (*recalled, *rows)])
-    known = {one.dispatch.id for one in rows}
+    with_rows = {one.dispatch.id for one in rows}
     by_gap: dict[str, list[_Found]] = {}
     for record in sorted((*recalled, *rows), key=lambda one: one.dispatch.created_at):
-        found = await _look(world, record, known, remembered)
+        found = await _look(world, record, with_rows, remembered)
         by_gap.setdefault(record.dispatch.gap.id, []).append(found)
     for all_of_it in by_gap.values():
         await _sort_out(world, all_of_it)

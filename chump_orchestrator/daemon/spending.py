@@ -15,7 +15,7 @@ import structlog
 
 from chump_orchestrator.core import budget
 from chump_orchestrator.core.attempts import Attempt
-from chump_orchestrator.core.budget import AtWork, Estimate, Outlook, Spent, Verdict
+from chump_orchestrator.core.budget import AtWork, Estimate, Outlook, Spent, Used, Verdict
 from chump_orchestrator.core.errors import Unavailable
 from chump_orchestrator.core.gap import Effort, Gap
 from chump_orchestrator.core.outcome import OutcomeKind
@@ -43,7 +43,7 @@ class Spending:
     def __init__(self, world: World, roster: Mapping[str, Place]) -> None:
         self._world = world
         self._roster = roster
-        self._ended: list[Attempt] = []
+        self._ended: list[Used] = []
         self._samples: dict[str, Attempt] = {}
         self._gaps: dict[str, float] = {}
         self._expected: dict[tuple[str, Effort], Estimate] = {}
@@ -55,8 +55,9 @@ class Spending:
         """Take over what the ledger has of all that went before."""
         known = tuple(attempts)
         self._gaps = budget.spent_on_gaps(known)
-        self._ended = [one for one in known if one.ended_at is not None]
-        self._samples = {one.dispatch: one for one in self._ended[-KEPT:]}
+        self._ended = list(budget.used(known))
+        ended = [one for one in known if one.ended_at is not None]
+        self._samples = {one.dispatch: one for one in ended[-KEPT:]}
         self._forget_old()
         self._told_gaps = {gap for gap in self._gaps if self.over(gap)}
         try:
@@ -93,7 +94,7 @@ class Spending:
 
     def settled(self, attempt: Attempt) -> None:
         """Take note of a dispatch that has ended."""
-        self._ended.append(attempt)
+        self._ended += budget.used((attempt,))
         self._forget_old()
         self._sample(attempt)
         if attempt.kind is OutcomeKind.SHIPPED:
@@ -221,7 +222,7 @@ class Spending:
             return
         since = self._world.clock.now() - DAYS_KEPT
         old = self._ended[:-KEPT]
-        recent = [one for one in old if one.ended_at is not None and one.ended_at >= since]
+        recent = [one for one in old if one.ended_at >= since]
         self._ended = [*recent, *self._ended[-KEPT:]]
 
 

@@ -94,12 +94,12 @@ async def free_what_changed(
     if not shipped:
         return
     confirmed = await ledger.confirmed()
-    known = {gap_id: backlog.index.gaps.get(gap_id) for gap_id in shipped}
-    fresh = [i for i, gap in known.items() if gap and gap.is_done and i not in confirmed]
-    if fresh:
+    gaps = backlog.index.gaps
+    unconfirmed = (gaps.get(gap_id) for gap_id in shipped if gap_id not in confirmed)
+    if fresh := [gap.id for gap in unconfirmed if gap is not None and gap.is_done]:
         await ledger.confirm_shipped(fresh)
     for gap_id in confirmed:
-        gap = known.get(gap_id)
+        gap = gaps.get(gap_id)
         if gap is not None and gap.is_open:
             await ledger.free(gap_id, now)
             log.info("gap.freed", gap=gap_id, why="its entry was opened anew")

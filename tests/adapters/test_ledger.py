@@ -561,3 +561,17 @@ def test_records_come_back_as_they_were(record: Record) -> None:
 def test_text_that_tells_of_no_gap_is_corrupt(text: str) -> None:
     with pytest.raises(Corrupt, match="a Gap that cannot be read"):
         GAP.loads(text)
+
+
+async def test_attempts_in_brief_share_what_is_alike(tmp_path: Path) -> None:
+    """A daemon keeps them in mind, and there are thousands."""
+    routes = (Route("claude", "opus"), Route("codex"), Route("claude", "opus"))
+    async with await SqliteLedger.open(tmp_path / "ledger.db", clock=StoppedClock()) as ledger:
+        for number, route in enumerate(routes):
+            gap = a_gap(f"INFRA-{number}")
+            await ledger.add(a_dispatch(f"infra-{number}-a", gap=gap, route=route))
+
+        first, second, third = [one.route for one in await ledger.chronicle()]
+
+    assert (first, second) == routes[:2]
+    assert third is first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from anyio.abc import TaskGroup
 
 from chump_orchestrator.adapters.sqlite import (
+    CACHE_KIB,
     Corrupt,
     Request,
     Share,
@@ -369,6 +371,30 @@ async def test_closing_finishes_what_was_asked_for(tmp_path: Path) -> None:
     assert numbers_in(path) == list(range(20))
     with pytest.raises(Unavailable, match="has been closed"):
         await writer.run(insert(99))
+
+
+@pytest.mark.parametrize("writes", [True, False])
+async def test_a_thread_that_waits_holds_nothing_of_its_last_answer(
+    tmp_path: Path, *, writes: bool
+) -> None:
+    class Answer:
+        """What somebody was told, and has forgotten."""
+
+    path = tmp_path / "a.db"
+    thread = SqliteThread(path, a_table(path), writes=writes)
+    gone = threading.Event()
+    weakref.finalize(await thread.run(lambda _: Answer()), gone.set)
+
+    assert await anyio.to_thread.run_sync(gone.wait, PATIENCE_S)
+    await thread.close()
+
+
+def test_a_connection_keeps_few_pages_in_memory(tmp_path: Path) -> None:
+    with closing(connect(tmp_path / "a.db")) as connection:
+        (kept,) = connection.execute("PRAGMA cache_size").fetchone()
+
+    assert kept == -CACHE_KIB, "negative where it is meant in KiB"
+    assert CACHE_KIB <= 256
 
 
 async def test_a_thread_that_was_never_used_can_be_closed(tmp_path: Path) -> None:

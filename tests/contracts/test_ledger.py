@@ -401,6 +401,24 @@ async def test_records_are_found_by_what_is_left_to_do(opened: Open) -> None:
         assert await ids(active=True, untidy=True) == ["infra-1-b", "infra-1-c"]
 
 
+async def test_when_dispatches_ended_is_told_of_those_on_record(opened: Open) -> None:
+    async with opened() as ledger:
+        await attempt(ledger, "infra-1-a", a_settlement(ended_at=NOW + timedelta(hours=1)))
+        await ledger.add(a_dispatch("infra-1-b"))
+        await ledger.abort("infra-1-b", "no agent was ever started", NOW)
+        await ledger.add(a_dispatch("infra-1-c"))
+        await ledger.add(a_dispatch("cog-1-a", gap=a_gap("COG-1")))
+
+        asked = ("infra-1-c", "infra-1-b", "infra-1-a", "infra-1-z")
+
+        assert await ledger.ends(asked) == {
+            "infra-1-a": NOW + timedelta(hours=1),
+            "infra-1-b": NOW,
+            "infra-1-c": None,
+        }
+        assert await ledger.ends(()) == {}
+
+
 async def test_the_latest_come_first_of_one_gap_or_of_all(opened: Open) -> None:
     async with opened() as ledger:
         for letter in "abc":

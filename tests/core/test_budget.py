@@ -29,6 +29,7 @@ from chump_orchestrator.core.budget import (
     over_budget,
     spent_between,
     spent_on_gaps,
+    used,
     verdict,
 )
 from chump_orchestrator.core.gap import Effort
@@ -292,7 +293,7 @@ def test_what_ended_in_a_day_counts_for_it_and_who_did_not_tell_is_counted() -> 
         an_attempt(ended_at=None),
     ]
 
-    found = spent_between(attempts, began, ends)
+    found = spent_between(used(attempts), began, ends)
 
     assert found == Spent(1.0, 1000, agents=2, untold=1, untold_tokens=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -275,7 +276,8 @@ async def _to_its_end(launching: Coroutine[Any, Any, T]) -> T:
 
 def _dispatches_in(folder: Path) -> tuple[str, ...]:
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        # Of each of thousands, `Path` would keep the parts of its name in a table of Python's own.
+        names = sorted(os.listdir(folder))  # noqa: PTH208
     except FileNotFoundError:
         return ()
     except OSError as error:

@@ -205,6 +205,8 @@ class GitWorktrees:
             log.debug("worktree.reassigned", path=str(path), dispatch=dispatch_id)
             return Removal(removed=True, pushed=found.pushed)
         reason = "; ".join(found.reasons)
+        if self._prepared is not None:
+            await self._prepared.forget(entry)
         try:
             ref = await self._kept.save(workspace, entry, found, dispatch_id)
         except Refused as error:

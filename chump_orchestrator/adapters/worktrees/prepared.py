@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -152,6 +152,8 @@ class Prepared:
         does. Cancelling leaves those that are whole.
         """
         self._wanted = wanted
+        for admin in await anyio.to_thread.run_sync(_gone, tuple(self._given)):
+            await self._unseal(admin)
         async with self._turn:
             if wanted == 0 or not base or base == self._unfit_base:
                 wanted = 0
@@ -220,6 +222,16 @@ class Prepared:
         else:
             await anyio.to_thread.run_sync(_unlink, seal.index)
         return is_ours
+
+    async def forget(self, entry: Registration | None) -> None:
+        """Keep nothing of a dispatch's worktree in which work stays; quiet for any other."""
+        if entry is not None:
+            await self._unseal(entry.admin)
+
+    async def _unseal(self, admin: Path) -> None:
+        seal = self._given.pop(admin, None)
+        if seal is not None:
+            await anyio.to_thread.run_sync(_unlink, seal.index)
 
     async def clean_up(self) -> None:
         """Delete what an earlier process has left; the lock is held."""
@@ -376,6 +388,10 @@ class Prepared:
             return self._folder.stat().st_dev == self._base_dir.stat().st_dev
         except OSError as error:
             raise Unavailable(f"{self._folder} cannot be made: {error.strerror}") from error
+
+
+def _gone(admins: Sequence[Path]) -> list[Path]:
+    return [admin for admin in admins if not admin.exists()]
 
 
 def _unlink(file: Path) -> None:

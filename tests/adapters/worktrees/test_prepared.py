@@ -38,6 +38,10 @@ def stock(repository: Repository) -> list[Path]:
     return sorted(place.iterdir()) if place.exists() else []
 
 
+def seals_of(repository: Repository) -> list[Path]:
+    return list(folder(repository).with_name("prepared-seals").iterdir())
+
+
 async def stocked(repository: Repository, count: int = 1) -> tuple[GitWorktrees, str]:
     ours = worktrees(repository.root, prepared_dir=folder(repository))
     await ours.exclude()
@@ -247,6 +251,19 @@ async def test_work_is_kept_where_it_is_and_never_taken_into_the_stock(
     assert not removal.removed
     assert (Path(workspace.path) / "unsaved").exists()
     assert stock(repository) == []
+    assert seals_of(repository) == [], "as it is not to be made like new again"
+
+
+async def test_of_one_that_has_vanished_nothing_is_kept(repository: Repository) -> None:
+    ours, base = await stocked(repository, 1)
+    workspace = await ours.add(FIRST, base, ID)
+    repository.git("worktree", "remove", "--force", "--force", workspace.path)
+    assert len(seals_of(repository)) == 1
+
+    assert (await ours.remove(workspace, ID)).removed
+    await ours.prepare(0)
+
+    assert seals_of(repository) == []
 
 
 @pytest.mark.parametrize("name", [".gitmodules", ".gitattributes"])
