@@ -1,6 +1,6 @@
 """Measures, prints one table and writes JSON; or writes the last figures into a page.
 
-`python -m tests.benchmarks [--only NAME...] [--quick] [--json FILE] [--write PAGE]`
+`python -m tests.benchmarks [--only NAME...] [--quick | --long] [--json FILE] [--write PAGE]`
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def main() -> int:
         where = machine(Path(fast), Path(slow))
         for family in families:
             began = time.monotonic()
-            room = Room(Path(fast) / family, Path(slow) / family, given.quick, notes)
+            room = Room(
+                Path(fast) / family, Path(slow) / family, given.quick, given.long, notes
+            )
             errors.print(f"{family} ...", style="dim", highlight=False, end=" ")
             try:
                 rows += importlib.import_module(f"tests.benchmarks.bench_{family}").rows(room)
@@ -94,7 +96,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, metavar="NAME", help="these alone")
-    parser.add_argument("--quick", action="store_true", help="few rounds: does it work at all?")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="few rounds: does it work at all?")
+    length.add_argument("--long", action="store_true", help="2,000 dispatches where there are 240")
     parser.add_argument("--json", type=Path, default=FIGURES, metavar="FILE", help="the figures")
     parser.add_argument(
         "--write", type=Path, metavar="PAGE", help="measure nothing; put the figures into a page"

@@ -20,7 +20,7 @@ WARM = 0.2
 
 
 def rows(room: Room) -> list[Row]:
-    count = room.rounds(240, quick=40)
+    count = room.rounds(240, quick=40, long=2000)
     ids = [f"SCALE-{number}" for number in range(count)]
     yard = Yard.lay_out(room.folder("scale"), ids, PUSH, slots=SLOTS, prepared=8, merges=True)
     memory: list[float] = []

@@ -108,17 +108,21 @@ class Room:
     """Where and how long to measure.
 
     `memory` is a folder in memory where there is such a file system, `disk` one on a disk; either
-    is deleted afterwards. A `quick` measurement shows that all works, and says little.
+    is deleted afterwards. A `quick` measurement shows that all works, and says little; a `long` one
+    shows what only long work does, and takes its time.
     """
 
     memory: Path
     disk: Path
     quick: bool = False
+    long: bool = False
     notes: dict[str, str] = field(default_factory=dict)
 
-    def rounds(self, wanted: int, *, quick: int = 2) -> int:
+    def rounds(self, wanted: int, *, quick: int = 2, long: int = 0) -> int:
         """Return how often to measure."""
-        return quick if self.quick else wanted
+        if self.quick:
+            return quick
+        return long if long and self.long else wanted
 
     def folder(self, name: str, *, on_disk: bool = False) -> Path:
         """Make a new folder of that name."""

@@ -121,6 +121,8 @@ def arm(plan: Plan) -> None:
     step, _, when = plan.at.partition("-")
     if plan.at == "s3-orphaned":  # between the fork and what binds the child's life to ours
         _wrap(linux, "die_with_parent", before=lambda parent: _orphan(plan, parent))
+        # However late the child gets to it, the shim goes no further.
+        _wrap(owner, "fork", after=lambda *_: time.sleep(_PATIENCE_S))
     elif when == "torn":
         wanted = FILES[step]
         _wrap(os, "rename", before=lambda _, to: plan.crash() if to == wanted else None)
