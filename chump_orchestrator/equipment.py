@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 NO_HELPER = ("credential.helper", "")
 """The last entry that git reads of helpers: it takes back every one that files have named."""
 
+NO_UPKEEP = (("gc.auto", "0"), ("maintenance.auto", "false"))
+"""Entries with which no command of git begins an upkeep of the repository."""
+
 WITHOUT_CREDENTIALS = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_ASKPASS": "",
@@ -67,7 +70,9 @@ def overlay_of_agents(settings: Settings) -> Mapping[str, str]:
 def identity(settings: Settings, *more: tuple[str, str]) -> dict[str, str]:
     """Return the variables that say whom commits are by, and that nobody is asked to sign them.
 
-    `more` are keys and values of git's own configuration that outrank its files, too.
+    What git does in the background is kept from it as well: it would be ended with the agent, and
+    the daemon sees to it. `more` are keys and values of git's own configuration that outrank its
+    files, too.
     """
     by = settings.commits
     named = {"NAME": by.author_name, "EMAIL": by.author_email}
@@ -77,7 +82,10 @@ def identity(settings: Settings, *more: tuple[str, str]) -> dict[str, str]:
         for what, value in named.items()
         if value
     }
-    entries = [*(() if by.sign else (("commit.gpgsign", "false"),)), *more]
+    # Who signs may have git's settings handed on from the daemon's own environment instead.
+    unsigned = () if by.sign else (("commit.gpgsign", "false"),)
+    upkeep = () if by.sign and "GIT_CONFIG_COUNT" in settings.pass_env else NO_UPKEEP
+    entries = [*unsigned, *upkeep, *more]
     for number, (key, value) in enumerate(entries):
         found |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
     return {**found, "GIT_CONFIG_COUNT": str(len(entries))} if entries else found

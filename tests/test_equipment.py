@@ -35,9 +35,13 @@ IDENTITY = {
     "GIT_COMMITTER_NAME": "Chump Dispatched",
     "GIT_AUTHOR_EMAIL": "chump-dispatch@chump.bot",
     "GIT_COMMITTER_EMAIL": "chump-dispatch@chump.bot",
-    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_COUNT": "3",
     "GIT_CONFIG_KEY_0": "commit.gpgsign",
     "GIT_CONFIG_VALUE_0": "false",
+    "GIT_CONFIG_KEY_1": "gc.auto",
+    "GIT_CONFIG_VALUE_1": "0",
+    "GIT_CONFIG_KEY_2": "maintenance.auto",
+    "GIT_CONFIG_VALUE_2": "false",
 }
 Load = Callable[[str], config.Loaded]
 
@@ -68,7 +72,7 @@ def test_agents_that_do_not_ship_have_nothing_of_it(load: Load) -> None:
     given = environment_of_agents(settings, ENVIRON)(("ANTHROPIC_*", "*"))
 
     assert given == {"PATH": "/bin", "ANTHROPIC_API_KEY": "k"}
-    assert IDENTITY.items() - overlay_of_agents(settings).items() == {("GIT_CONFIG_COUNT", "1")}
+    assert IDENTITY.items() - overlay_of_agents(settings).items() == {("GIT_CONFIG_COUNT", "3")}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,22 @@ def test_whom_commits_are_by_and_whether_they_are_signed_can_be_set(load: Load) 
     assert overlay_of_agents(load(OURSELVES).settings) == {
         "GIT_AUTHOR_NAME": "Night Shift",
         "GIT_COMMITTER_NAME": "Night Shift",
+        "GIT_CONFIG_COUNT": "2",
+        "GIT_CONFIG_KEY_0": "gc.auto",
+        "GIT_CONFIG_VALUE_0": "0",
+        "GIT_CONFIG_KEY_1": "maintenance.auto",
+        "GIT_CONFIG_VALUE_1": "false",
     }
+
+
+def test_whoever_hands_on_entries_of_git_has_them_as_they_are(load: Load) -> None:
+    passed = 'pass_env = ["GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_0", "GIT_CONFIG_VALUE_0"]\n'
+
+    assert not [
+        name
+        for name in overlay_of_agents(load(passed + OURSELVES).settings)
+        if name.startswith("GIT_CONFIG")
+    ]
 
 
 @pytest.mark.parametrize("by", ["agent", "daemon"])
@@ -217,3 +236,5 @@ def test_git_commits_as_it_was_told_to(tmp_path: Path, load: Load, by: str) -> N
         "Night Shift <me@home.test>, Night Shift <me@home.test>"
     )
     assert git("config", "commit.gpgsign") == "true"
+    assert git("config", "gc.auto") == "0"
+    assert git("config", "--type=bool", "maintenance.auto") == "false"

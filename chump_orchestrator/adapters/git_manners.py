@@ -12,17 +12,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-OPTIONS = (
-    "-c",
-    "core.hooksPath=/dev/null",
-    "-c",
-    "core.fsmonitor=false",
-    "-c",
-    "gc.auto=0",
-    "-c",
-    "maintenance.auto=false",
-)
-"""Before every command."""
+NOTHING_OF_THE_REPOSITORY = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+"""Options with which git runs no program that the repository names."""
+
+OPTIONS = (*NOTHING_OF_THE_REPOSITORY, "-c", "gc.auto=0", "-c", "maintenance.auto=false")
+"""Before every command, but for the one that asks for maintenance."""
 
 TIMEOUT_S = 60.0
 """For a command that says nothing else."""

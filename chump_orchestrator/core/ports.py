@@ -197,6 +197,10 @@ class Worktrees(KeptWorktrees, Protocol):
         """Remove what `remove` kept for long enough and is whole in its snapshot; return paths."""
         ...
 
+    async def maintain(self) -> None:
+        """Have git pack what has gathered in the repository, if that is much; waits for no pack."""
+        ...
+
     async def shortage(self) -> str:
         """Return why there is no room for another worktree, or empty."""
         ...

@@ -73,9 +73,7 @@ def main() -> int:
         where = machine(Path(fast), Path(slow))
         for family in families:
             began = time.monotonic()
-            room = Room(
-                Path(fast) / family, Path(slow) / family, given.quick, given.long, notes
-            )
+            room = Room(Path(fast) / family, Path(slow) / family, given.quick, given.long, notes)
             errors.print(f"{family} ...", style="dim", highlight=False, end=" ")
             try:
                 rows += importlib.import_module(f"tests.benchmarks.bench_{family}").rows(room)

@@ -29,6 +29,7 @@ def rows(room: Room) -> list[Row]:
     with working(yard) as daemon:
         yard.await_events("dispatch.settled", max(int(count * WARM), 1))
         while (settled := len(yard.told("dispatch.settled"))) < count and not yard.has_ended():
+            yard.keep_origin()
             lags.append(yard.lag_p99_ms(2.0))
             try:
                 memory.append(daemon.memory_info().rss / 1e6)

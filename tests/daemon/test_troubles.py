@@ -679,6 +679,23 @@ async def test_c4_what_was_kept_long_enough_is_deleted() -> None:
         assert scene.executor.discarded == [scene.executor.agents["A-1"].id]
 
 
+async def test_git_packs_what_gathers_at_first_and_as_dispatches_end() -> None:
+    scene = a_scene(a_backlog())
+    scene.worktrees.maintaining_fails = "the last time went wrong"
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(housekeeping.run, scene.world)
+        await anyio.sleep(90)
+        for times in (1, 2, 3):
+            for _ in range(housekeeping.DISPATCHES):
+                assert scene.worktrees.maintained == times
+                scene.world.tell("dispatch.launched")
+                scene.world.tell("dispatch.settled")
+                await anyio.sleep(1)
+        assert scene.worktrees.maintained == 4
+        group.cancel_scope.cancel()
+
+
 async def test_b5_a_backlog_from_commits_is_believed_at_once() -> None:
     scene = a_scene(a_backlog(a_gap("A-1"), a_gap("A-2", status="done")))
     daemon = Orchestrator(scene.world, scene.source, Assignment(), trusts_backlog=True)

@@ -215,6 +215,8 @@ class ScriptedWorktrees:
     base_failing: str = ""
     short: str = ""
     swept: int = 0
+    maintained: int = 0
+    maintaining_fails: str = ""
     prepared: list[int] = field(default_factory=list)
     preparing_fails: str = ""
 
@@ -262,6 +264,11 @@ class ScriptedWorktrees:
     async def sweep_kept(self) -> tuple[str, ...]:
         self.swept += 1
         return ()
+
+    async def maintain(self) -> None:
+        self.maintained += 1
+        if self.maintaining_fails:
+            raise Unavailable(self.maintaining_fails)
 
     async def shortage(self) -> str:
         return self.short

@@ -92,10 +92,16 @@ class Project:
         project.git("init", "-q", "-b", "main", str(project.root), at=folder)
         project.git("add", "docs")
         project.git("-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "-qm", "Begin")
+        # What an agent's push begins in the background would be ended with the agent.
+        project.git("config", "receive.autogc", "false", at=project.origin)
         project.git("remote", "add", "origin", str(project.origin))
         project.git("push", "-qu", "origin", "main")
         project.git("remote", "set-head", "origin", "main")
         return project
+
+    def keep_origin(self) -> None:
+        """Have the origin packed if much has gathered, as whoever serves it would."""
+        self.git("maintenance", "run", "--auto", "--quiet", at=self.origin)
 
     def write_backlog(self, gaps: str) -> None:
         """Write the backlog; `gaps` is a list in YAML."""

@@ -149,6 +149,7 @@ def soak(
             daemon.send_signal(chance.choice((signal.SIGUSR1, signal.SIGKILL)))
             daemon.wait(60)
             daemon = trial.start("--once", **env)
+        trial.keep_origin()
         sample = _sample(trial, daemon, settled)
         if sample is not None:
             figures.samples.append(sample)

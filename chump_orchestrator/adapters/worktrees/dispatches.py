@@ -22,6 +22,7 @@ from chump_orchestrator.adapters.worktrees import checkouts, proposing, registra
 from chump_orchestrator.adapters.worktrees.checkouts import Conversions, written_with
 from chump_orchestrator.adapters.worktrees.kept import KeptWorktrees, is_anothers
 from chump_orchestrator.adapters.worktrees.losses import Losses
+from chump_orchestrator.adapters.worktrees.packing import pack
 from chump_orchestrator.adapters.worktrees.prepared import Prepared
 from chump_orchestrator.adapters.worktrees.registrations import REASON, Registration
 from chump_orchestrator.adapters.worktrees.traces import Cleared
@@ -225,6 +226,9 @@ class GitWorktrees:
 
     async def sweep_kept(self) -> tuple[str, ...]:
         return await self._kept.sweep()
+
+    async def maintain(self) -> None:
+        await pack(self._git)
 
     async def shortage(self) -> str:
         short = await self._disk_shortage()

@@ -43,8 +43,8 @@ class Seal:
     """A worktree at the commit `base` as it was; `index` is a copy of its index, with its time.
 
     `folders` are relative to it, the first is itself, with a stamp and a mode each; a stamp of 0
-    tells nothing. `names` are those directly in it. `young` are the stamps of files whose seconds
-    tell nothing.
+    tells nothing. `names` are those directly in it, a slash between each two. `young` are the
+    stamps of files whose seconds tell nothing.
     """
 
     base: str
@@ -53,7 +53,7 @@ class Seal:
     folders: tuple[str, ...]
     stamps: array[int]
     modes: array[int]
-    names: frozenset[str]
+    names: str
     young: Mapping[str, int]
 
 
@@ -66,7 +66,7 @@ def take(path: Path, admin: Path, base: str, place: Path) -> Seal:
         now_ns = _copy(admin, place)
         folders = tuple(_folders(path))
         looks = [_look(path, name, now_ns) for name in folders]
-        names = frozenset(one.name for one in path.iterdir())
+        names = _names(path)
         digest = digest_of(place)
     except OSError as error:
         raise Unavailable(f"{path} cannot be sealed: {error.strerror}") from error
@@ -89,7 +89,7 @@ def renew(
                 looks[name] = _look(path, name, now_ns)
             else:
                 looks.pop(name, None)
-        names = frozenset(one.name for one in path.iterdir())
+        names = _names(path)
         digest = digest_of(place)
     except OSError as error:
         raise Unavailable(f"{path} cannot be sealed: {error.strerror}") from error
@@ -105,9 +105,7 @@ def _copy(admin: Path, place: Path) -> int:
     return place.stat().st_ctime_ns
 
 
-def _sealed(
-    base: str, place: Path, digest: bytes, looks: Mapping[str, _Look], names: frozenset[str]
-) -> Seal:
+def _sealed(base: str, place: Path, digest: bytes, looks: Mapping[str, _Look], names: str) -> Seal:
     young = {name: stamp for look in looks.values() for name, stamp in look.young.items()}
     stamps = array("q", (look.stamp for look in looks.values()))
     modes = array("H", (look.mode for look in looks.values()))
@@ -206,6 +204,11 @@ def has_files(folder: Path) -> bool:
 
 def _raised(error: OSError) -> None:
     raise error
+
+
+def _names(path: Path) -> str:
+    # One text: there are a few seals for each slot, and a folder may hold thousands of names.
+    return "/".join(os.listdir(path))  # noqa: PTH208 - `Path` would keep each name in a table
 
 
 def _folders(path: Path) -> Iterator[str]:

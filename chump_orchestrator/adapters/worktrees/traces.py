@@ -140,7 +140,7 @@ class Clearing:
             seals.are_marked, path, folders, plain
         ):
             return None
-        tracked = dict.fromkeys(seal.names, NOTHING)
+        tracked = dict.fromkeys(seal.names.split("/"), NOTHING)
         if any(folders) or seal.young:
             tracked |= await holdings.listed(self._git, path, env)
         told = (path, seal, folders, tracked, shown.out, held)

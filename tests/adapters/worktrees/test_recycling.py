@@ -1,5 +1,6 @@
 """A worktree that goes from one agent to the next: nothing is lost, and nothing is left in it."""
 
+import gc
 import os
 import shutil
 import stat
@@ -529,6 +530,21 @@ def test_a_change_within_the_second_is_seen(
     (path / "docs" / "page.md").unlink()
 
     assert sorted(seals.changed_young(seal, path)) == ["README", "docs/page.md"]
+
+
+def test_the_names_in_a_seal_are_one_object_however_many_they_are(
+    repository: Repository, tmp_path: Path
+) -> None:
+    for number in range(300):
+        (repository.root / f"{number}.txt").touch()
+    repository.git("add", "--all")
+    repository.git("commit", "-q", "-m", "many")
+
+    path, seal = sealed(repository, tmp_path)
+
+    assert {f"{number}.txt" for number in range(300)} <= set(seal.names.split("/"))
+    assert set(seal.names.split("/")) == {one.name for one in path.iterdir()}
+    assert gc.get_referents(seal.names) == []
 
 
 # Cut short
