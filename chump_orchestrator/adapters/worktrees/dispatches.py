@@ -83,6 +83,7 @@ class GitWorktrees:
             timedelta(days=keep_days),
             self._take_down,
         )
+        self._clock = clock
         self._min_free = min_free
         self._reserved = reserved
         self._conversions = Conversions(git)
@@ -228,7 +229,7 @@ class GitWorktrees:
         return await self._kept.sweep()
 
     async def maintain(self) -> None:
-        await pack(self._git)
+        await pack(self._git, self._clock.now())
 
     async def shortage(self) -> str:
         short = await self._disk_shortage()

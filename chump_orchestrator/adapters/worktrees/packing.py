@@ -8,7 +8,10 @@ begin none, and this daemon has git look whether there is much.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import anyio.to_thread
 
 from chump_orchestrator.adapters.git import TIMEOUT, Git, failure
 from chump_orchestrator.adapters.git_manners import NOTHING_OF_THE_REPOSITORY, last_lines
@@ -21,12 +24,14 @@ _LOOK = timedelta(seconds=30)
 
 _BESIDE = (
     *("-c", "gc.autoDetach=true", "-c", "maintenance.autoDetach=true"),
-    # One that failed keeps git from the next for so long, not for a day.
+    # One that failed keeps git from the next for as long as us, not for a day.
     *("-c", "gc.logExpiry=1.hour"),
 )
 
+_REST_S = 3600.0
 
-async def pack(git: Git) -> None:
+
+async def pack(git: Git, now: datetime) -> None:
     """Have git pack what has gathered in its repository, where it finds that to be much.
 
     It does so beside us, even when we end, and as the operator has set `gc.*` and `maintenance.*`:
@@ -36,11 +41,21 @@ async def pack(git: Git) -> None:
     asked = await _run(git, "config", "--type=bool", "--get", "maintenance.auto")
     if asked.out.strip() == b"false":
         return
+    log = git.common_dir / "gc.log"
+    if said := await anyio.to_thread.run_sync(_last_failure, log, now.timestamp()):
+        raise Unavailable(f"git could not pack {git.root}: {said}")
     done = await _run(git, *_BESIDE, "maintenance", "run", "--auto", "--quiet", limit=_LOOK)
     if done.code != 0:
         raise failure(("maintenance",), done)
-    if said := last_lines(done.err):
-        raise Unavailable(said)
+
+
+def _last_failure(log: Path, now_s: float) -> str:
+    """Return what went wrong within the last hour; empty when nothing did."""
+    try:
+        is_over = now_s - log.stat().st_mtime > _REST_S
+        return "" if is_over else last_lines(log.read_bytes())
+    except OSError:
+        return ""
 
 
 async def _run(git: Git, *args: str, limit: timedelta = TIMEOUT) -> Finished:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from datetime import UTC, datetime
 from hashlib import sha1
 from itertools import count
 from pathlib import Path
+from shutil import which
 
 import anyio
 import pytest
@@ -55,6 +57,10 @@ def log_of(repository: Repository) -> Path:
     return repository.root / ".git" / "gc.log"
 
 
+async def pack(git: Git) -> None:
+    await packing.pack(git, datetime.now(UTC))
+
+
 def the_git(repository: Repository) -> Git:
     return Git(repository.root, dict(os.environ))
 
@@ -63,7 +69,7 @@ async def test_what_has_gathered_is_packed(repository: Repository) -> None:
     before = repository.git("rev-parse", "HEAD")
     assert loose(repository) >= 3
 
-    await packing.pack(the_git(repository))
+    await pack(the_git(repository))
 
     await eventually(lambda: loose(repository) == 0, "a pack")
     assert repository.git("rev-parse", "HEAD") == before
@@ -74,7 +80,7 @@ async def test_where_little_has_gathered_nothing_happens(tmp_path: Path) -> None
     repository = a_repository(tmp_path)
     objects = repository.git("count-objects")
 
-    await packing.pack(the_git(repository))
+    await pack(the_git(repository))
     await anyio.sleep(0.3)
 
     assert repository.git("count-objects") == objects
@@ -85,7 +91,7 @@ async def test_who_wants_none_gets_none(repository: Repository, entry: tuple[str
     repository.git("config", *entry)
     objects = loose(repository)
 
-    await packing.pack(the_git(repository))
+    await pack(the_git(repository))
     await anyio.sleep(0.3)
 
     assert loose(repository) == objects >= 3
@@ -97,7 +103,7 @@ async def test_nothing_that_the_repository_names_is_run(repository: Repository) 
     hook.write_text(f"#!/bin/sh\ntouch {repository.root}/was-run\n")
     hook.chmod(0o755)
 
-    await packing.pack(the_git(repository))
+    await pack(the_git(repository))
 
     await eventually(lambda: loose(repository) == 0, "a pack")
     assert not (repository.root / "was-run").exists()
@@ -109,12 +115,25 @@ async def test_one_that_went_wrong_is_told_of_and_tried_again_before_long(
     log_of(repository).write_text("error: pack-objects died of signal 15\n")
 
     with pytest.raises(Unavailable, match="pack-objects died of signal 15"):
-        await packing.pack(the_git(repository))
+        await pack(the_git(repository))
     assert loose(repository) >= 3
 
     two_hours_ago = log_of(repository).stat().st_mtime - 7200
     os.utime(log_of(repository), (two_hours_ago, two_hours_ago))
-    await packing.pack(the_git(repository))
+    await pack(the_git(repository))
+
+    await eventually(lambda: loose(repository) == 0, "a pack")
+
+
+async def test_what_git_only_remarks_is_no_failure(repository: Repository, tmp_path: Path) -> None:
+    """An agent has moved a ref while refs were packed, for one."""
+    remarking = tmp_path / "bin" / "git"
+    remarking.parent.mkdir()
+    remarking.write_text(f'#!/bin/sh\necho "cannot lock ref" >&2\nexec {which("git")} "$@"\n')
+    remarking.chmod(0o755)
+    path = f"{remarking.parent}{os.pathsep}{os.environ['PATH']}"
+
+    await pack(Git(repository.root, {**os.environ, "PATH": path}))
 
     await eventually(lambda: loose(repository) == 0, "a pack")
 
