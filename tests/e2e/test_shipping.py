@@ -94,7 +94,7 @@ def test_agents_without_a_token_ship_through_the_daemon(site: Site) -> None:
     assert "closes # 1" in first["body"]
     given = (site.notes / "SHIP-1.env").read_text()
     assert TOKEN not in given
-    assert "GIT_CONFIG_KEY_1=credential.helper\nGIT_CONFIG_VALUE_0=false\n" in given
+    assert "GIT_CONFIG_KEY_3=credential.helper\nGIT_CONFIG_VALUE_0=false\n" in given
     assert "SSH_AUTH_SOCK" not in given
     merged = site.project.git("ls-tree", "--name-only", "main", at=site.project.origin)
     assert {"ship-1.txt", "ship-2.txt"} <= set(merged.split())
