@@ -97,15 +97,37 @@ def _said(process: subprocess.Popen[bytes], deadline_s: float) -> tuple[bytes, b
                     raise Refused(
                         f"git wrote more than {LIMIT_BYTES} bytes and was stopped; ask for less"
                     )
-    process.wait(max(deadline_s - time.monotonic(), 0))
+    _await_end(process, max(deadline_s - time.monotonic(), 0))
     return bytes(out), bytes(err)
+
+
+def _await_end(process: subprocess.Popen[bytes], within_s: float) -> None:
+    """Wait for its end, where possible without looking for it again and again, as `Popen` does.
+
+    Raises `TimeoutExpired` when it does not come in time.
+    """
+    if process.poll() is not None:
+        return
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        process.wait(within_s)
+        return
+    try:
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(descriptor, selectors.EVENT_READ)
+            if not waiting.select(within_s):
+                raise subprocess.TimeoutExpired(process.args, within_s)
+    finally:
+        os.close(descriptor)
+    process.wait()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(REAP_S)
+        _await_end(process, REAP_S)
 
 
 def find_repository(start: Path, env: Mapping[str, str]) -> Path:

@@ -135,3 +135,18 @@ def test_whoever_git_left_running_with_its_pipes_is_not_waited_for(tmp_path: Pat
     left.wait()
 
     assert (told.returncode, told.stdout) == (0, b"said\n")
+
+
+HUSHES = "import os, sys, time\nos.close(1), os.close(2)\ntime.sleep({for_s})\nos._exit(3)\n"
+
+
+@pytest.mark.parametrize("has_descriptors", [True, False])
+def test_the_end_of_one_that_says_no_more_is_awaited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_descriptors: bool
+) -> None:
+    if not has_descriptors:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+
+    assert ask(tmp_path, a_git(tmp_path / "soon", HUSHES.format(for_s=0.3))).returncode == 3
+    with pytest.raises(Unavailable, match="did not finish within"):
+        ask(tmp_path, a_git(tmp_path / "late", HUSHES.format(for_s=60)), timeout_s=0.5)
