@@ -36,8 +36,8 @@ _SWITCH_AGAIN_S = 0.01
 CACHE_KIB = 256
 """Of pages that each connection keeps in memory; the rest is in the system's own cache, as near.
 
-Of SQLite's 2 MiB every connection of a daemon fills all, as its files grow. Reading is as fast
-without (measured with a history of 2,000 dispatches).
+Of SQLite's 2 MiB every connection of a daemon fills all, as its files grow. Measured with a history
+of 2,000 dispatches: one is found as fast (0.25 ms), all are read in 138 ms, not 120.
 """
 
 GROUP = 256

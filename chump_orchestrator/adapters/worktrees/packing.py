@@ -29,6 +29,7 @@ _BESIDE = (
 )
 
 _REST_S = 3600.0
+"""So long after a failure nothing is begun, by git or by us: the hour above."""
 
 
 async def pack(git: Git, now: datetime) -> None:
